@@ -1,0 +1,37 @@
+// The safetensors container: 8-byte little-endian header length, JSON header, raw row-major data.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "tensor/tensor.h"
+
+namespace rivulet {
+
+// A mapped file. Tensors returned by get() share the mapping (copy on write) and keep it alive.
+// Opening checks everything a hostile file could lie about: header length against the file size, JSON,
+// dtype names, shapes against byte counts, offsets in range, without gaps or overlaps.
+class SafeTensors {
+ public:
+  explicit SafeTensors(const std::string& path);
+  const std::string& path() const { return path_; }
+  bool contains(const std::string& name) const { return tensors_.count(name) != 0; }
+  Tensor get(const std::string& name) const;  // throws with the name and the path when absent
+  const std::map<std::string, Tensor>& tensors() const { return tensors_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
+ private:
+  std::string path_;
+  std::map<std::string, Tensor> tensors_;
+  std::map<std::string, std::string> metadata_;
+};
+
+// Writes to a temporary name beside `path`, syncs, then renames: the old file stays whole on any failure.
+void save_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
+                      const std::map<std::string, std::string>& metadata = {});
+
+// The same write-beside-and-rename for any bytes (JSON files, images).
+void write_file(const std::string& path, const std::string& bytes);
+std::string read_file(const std::string& path);
+
+}  // namespace rivulet
