@@ -43,7 +43,8 @@ class Tensor {
   void* raw() const { return static_cast<char*>(storage_->data()) + offset_ * size_of(dtype_); }
   template <class T>
   T* data() const {
-    check(dtype_of<T>::value == dtype_, "tensor: asked for ", dtype_of<T>::value, " data of a ", dtype_, " tensor");
+    check(dtype_of<T>::value == dtype_, "tensor: asked for ", dtype_of<T>::value, " data of a ", dtype_,
+          " tensor");
     return static_cast<T*>(raw());
   }
   // The value of a one-element tensor.
