@@ -11,21 +11,11 @@ namespace fs = std::filesystem;
 
 constexpr char kFormat[] = "rivulet checkpoint 1", kPrefix[] = "step_", kSuffix[] = ".safetensors";
 
-// The step in a checkpoint's file name, or -1 for any other file.
-int64_t step_of(const std::string& file) {
-  const size_t a = sizeof kPrefix - 1, b = sizeof kSuffix - 1;
-  if (file.size() <= a + b || file.size() > a + b + 18) return -1;
-  if (!file.starts_with(kPrefix) || !file.ends_with(kSuffix)) return -1;
-  const std::string digits = file.substr(a, file.size() - a - b);
-  if (digits.find_first_not_of("0123456789") != std::string::npos) return -1;
-  return std::stoll(digits);
-}
-
 std::map<int64_t, fs::path> checkpoints_in(const std::string& dir) {
   std::map<int64_t, fs::path> found;
   std::error_code none;
   for (const fs::directory_entry& e : fs::directory_iterator(dir, none))
-    if (const int64_t step = step_of(e.path().filename().string()); step >= 0) found[step] = e.path();
+    if (const int64_t step = checkpoint_step(e.path().string()); step >= 0) found[step] = e.path();
   return found;
 }
 
@@ -100,6 +90,16 @@ std::string checkpoint_path(const std::string& dir, int64_t step) {
   return (fs::path(dir) / name).string();
 }
 
+int64_t checkpoint_step(const std::string& path) {
+  const std::string file = fs::path(path).filename().string();
+  const size_t a = sizeof kPrefix - 1, b = sizeof kSuffix - 1;
+  if (file.size() <= a + b || file.size() > a + b + 18) return -1;
+  if (!file.starts_with(kPrefix) || !file.ends_with(kSuffix)) return -1;
+  const std::string digits = file.substr(a, file.size() - a - b);
+  if (digits.find_first_not_of("0123456789") != std::string::npos) return -1;
+  return std::stoll(digits);
+}
+
 std::optional<std::string> latest_checkpoint(const std::string& dir) {
   const auto found = checkpoints_in(dir);
   if (found.empty()) return std::nullopt;
@@ -115,7 +115,8 @@ void prune_checkpoints(const std::string& dir, int64_t keep) {
   for (const fs::directory_entry& e : fs::directory_iterator(dir, ignored)) {
     const std::string file = e.path().filename().string();
     const size_t cut = file.find(std::string(kSuffix) + ".tmp");
-    if (cut != std::string::npos && step_of(file.substr(0, cut) + kSuffix) >= 0) torn.push_back(e.path());
+    if (cut != std::string::npos && checkpoint_step(file.substr(0, cut) + kSuffix) >= 0)
+      torn.push_back(e.path());
   }
   for (const fs::path& p : torn) fs::remove(p, ignored);
 }

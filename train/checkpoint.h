@@ -25,6 +25,8 @@ RunState load_checkpoint(const std::string& path, const NamedTensors& params, Ad
 
 // The file of a step in a run's folder: step_00001500.safetensors.
 std::string checkpoint_path(const std::string& dir, int64_t step);
+// The step in such a name; -1 for any other file.
+int64_t checkpoint_step(const std::string& path);
 // The file with the most steps done; nothing when there is none (or no folder).
 std::optional<std::string> latest_checkpoint(const std::string& dir);
 // Removes all but the `keep` newest, and what a killed process left half-written.

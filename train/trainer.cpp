@@ -112,10 +112,9 @@ bool Trainer::run(std::ostream* out, const std::atomic<bool>* stop) {
   std::error_code ec;
   fs::create_directories(config_.dir, ec);
   check(!ec, config_.dir, ": cannot be created: ", ec.message());
-  if (steps_done_ == 0) {
-    const auto former = latest_checkpoint(config_.dir);
-    check(!former, *former, " is from a former run; resume it or choose another folder");
-  }
+  const auto newest = latest_checkpoint(config_.dir);
+  check(!newest || checkpoint_step(*newest) <= steps_done_, newest.value_or(""),
+        " is from a former run; resume it or choose another folder");
   MetricsLog log((fs::path(config_.dir) / "metrics.jsonl").string(), steps_done_);
   std::unique_ptr<Progress> progress;
   if (out) {
