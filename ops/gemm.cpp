@@ -121,17 +121,22 @@ int64_t panel_width(int64_t cols) {
 // dst[q * step + r] = src[r * ld + q] for r, q < 4.
 template <class T>
 void transpose4(const T* src, int64_t ld, T* dst, int64_t step) {
-  constexpr int kBytes = 4 * sizeof(T);
-  const auto r0 = load<T, kBytes>(src), r1 = load<T, kBytes>(src + ld);
-  const auto r2 = load<T, kBytes>(src + 2 * ld), r3 = load<T, kBytes>(src + 3 * ld);
-  const auto lo01 = __builtin_shufflevector(r0, r1, 0, 4, 1, 5),
-             hi01 = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
-  const auto lo23 = __builtin_shufflevector(r2, r3, 0, 4, 1, 5),
-             hi23 = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
-  store<T, kBytes>(dst, __builtin_shufflevector(lo01, lo23, 0, 1, 4, 5));
-  store<T, kBytes>(dst + step, __builtin_shufflevector(lo01, lo23, 2, 3, 6, 7));
-  store<T, kBytes>(dst + 2 * step, __builtin_shufflevector(hi01, hi23, 0, 1, 4, 5));
-  store<T, kBytes>(dst + 3 * step, __builtin_shufflevector(hi01, hi23, 2, 3, 6, 7));
+  if constexpr (4 * sizeof(T) > kVectorBytes) {
+    for (int64_t q = 0; q < 4; ++q)
+      for (int64_t r = 0; r < 4; ++r) dst[q * step + r] = src[r * ld + q];
+  } else {
+    constexpr int kBytes = 4 * sizeof(T);
+    const auto r0 = load<T, kBytes>(src), r1 = load<T, kBytes>(src + ld);
+    const auto r2 = load<T, kBytes>(src + 2 * ld), r3 = load<T, kBytes>(src + 3 * ld);
+    const auto lo01 = __builtin_shufflevector(r0, r1, 0, 4, 1, 5),
+               hi01 = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+    const auto lo23 = __builtin_shufflevector(r2, r3, 0, 4, 1, 5),
+               hi23 = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+    store<T, kBytes>(dst, __builtin_shufflevector(lo01, lo23, 0, 1, 4, 5));
+    store<T, kBytes>(dst + step, __builtin_shufflevector(lo01, lo23, 2, 3, 6, 7));
+    store<T, kBytes>(dst + 2 * step, __builtin_shufflevector(hi01, hi23, 0, 1, 4, 5));
+    store<T, kBytes>(dst + 3 * step, __builtin_shufflevector(hi01, hi23, 2, 3, 6, 7));
+  }
 }
 
 // Copies `lines` rows of op(A) (or columns of op(B)) into one panel [depth][width], zeros after them.
