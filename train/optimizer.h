@@ -10,7 +10,7 @@ namespace rivulet {
 // The parameters whose full name matches `pattern` (shell style: * ? [..]). The first match counts.
 struct ParamGroup {
   std::string pattern;
-  double lr_scale = 1;                 // 0 freezes the group
+  double lr_scale = 1;                 // 0 leaves the group as it is; its gradients still count in the norm
   std::optional<double> weight_decay;  // in place of the optimizer's own
 };
 
