@@ -90,9 +90,9 @@ CameraPath Footage::random_path(Rng& rng, int64_t frames, int64_t height, int64_
   path.direction = n == 1 || rng.uniform() < 0.1 ? 0 : rng.uniform() < 0.5 ? 1 : -1;
   path.mirrored = rng.uniform() < 0.5;
   const bool moves = n == 1 || rng.uniform() < 0.5;
-  // The widest window that fits, down to 45 % of it, but not blown up more than it must be.
+  // The widest window that fits, down to 45 % of it.
   const double widest = std::min(h / double(height), w / double(width));
-  const double closest = std::min(widest, std::max(0.45 * widest, 64.0 / double(std::min(height, width))));
+  const double closest = std::min(widest, std::max(0.45 * widest, 0.7));
   const auto place = [&](double scale, double extent, int64_t size) {
     const double half = 0.5 * scale * double(size);
     return rng.uniform(half, std::max(half, extent - half));

@@ -36,8 +36,8 @@ class Footage {
 
   const std::vector<FootageItem>& items() const { return items_; }
 
-  // A random window of at least 64x64 item pixels or as much as there is, always inside the picture;
-  // photos and half of the clips get a pan and a zoom.
+  // A random window inside the picture, blown up at most 1.4 times unless the item is too small for that.
+  // Photos and half of the clips get a pan and a zoom.
   CameraPath random_path(Rng& rng, int64_t frames, int64_t height, int64_t width) const;
   // f32 [frames, height, width, 3] in [0, 1], sampled bilinearly and averaged where it shrinks.
   Tensor render(const CameraPath& path, int64_t frames, int64_t height, int64_t width) const;
