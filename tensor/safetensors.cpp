@@ -98,14 +98,15 @@ Entry parse_entry(const json& value, const std::string& where, int64_t data_byte
     e.dtype = found->dtype;
     const auto& dims = value.at("shape");
     check(dims.is_array() && dims.size() <= kMaxDims, where, ": bad shape ", dims.dump());
-    int64_t bytes = size_of(e.dtype);
+    int64_t limit = size_of(e.dtype);  // the byte count with empty dims counted as 1: strides need it too
     for (const auto& d : dims) {
       check(d.is_number_unsigned(), where, ": bad shape ", dims.dump());
       const int64_t n = d.get<int64_t>();
-      check(n >= 0 && !__builtin_mul_overflow(bytes, n, &bytes), where, ": shape ", dims.dump(),
-            " overflows");
+      check(n >= 0 && !__builtin_mul_overflow(limit, std::max<int64_t>(n, 1), &limit), where, ": shape ",
+            dims.dump(), " overflows");
       e.shape.push_back(n);
     }
+    int64_t bytes = e.shape.numel() * size_of(e.dtype);
     if (e.dtype == DType::f4_e2m1x2) {  // the file counts 4-bit elements, a tensor counts pairs
       check(e.shape.size() > 0 && e.shape[e.shape.size() - 1] % 2 == 0, where, ": odd row of 4-bit elements");
       e.shape[e.shape.size() - 1] /= 2;

@@ -7,8 +7,13 @@ namespace rivulet {
 
 Tensor::Tensor(const Shape& shape, DType dtype, Device device)
     : shape_(shape), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device) {
-  for (int64_t n : shape) check(n >= 0, "tensor: negative dim in shape ", shape);
-  if (device != Device::meta) storage_ = Storage::allocate(bytes(), device);
+  int64_t bytes = size_of(dtype);
+  for (int64_t n : shape) {
+    check(n >= 0, "tensor: negative dim in shape ", shape);
+    check(!__builtin_mul_overflow(bytes, std::max<int64_t>(n, 1), &bytes), "tensor: shape ", shape,
+          " has more bytes than can be counted");
+  }
+  if (device != Device::meta) storage_ = Storage::allocate(this->bytes(), device);
 }
 
 Tensor::Tensor(std::shared_ptr<Storage> storage, int64_t offset, const Shape& shape, const Shape& strides,
@@ -138,6 +143,11 @@ const Tensor& Tensor::add_in_place(const Tensor& source, double scale) const {
   check(source.dtype() == dtype_, "add_in_place: ", source.dtype(), " into ", dtype_);
   check(broadcast_shapes(shape_, source.shape(), "add_in_place") == shape_, "add_in_place: shape ",
         source.shape(), " into ", shape_);
+  if (is_half(dtype_)) {
+    const NoGrad off;
+    const Tensor sum = to(DType::f32);
+    return copy_from(sum.add_in_place(source.to(DType::f32), scale));
+  }
   const StridedLoop<2> loop(shape_, {strides_, broadcast_strides(source.shape(), source.strides(), shape_)});
   dispatch_real(dtype_, "add_in_place", [&]<class T>() {
     T* to = data<T>();
@@ -181,6 +191,7 @@ Tensor zeros_like(const Tensor& x) { return zeros(x.shape(), x.dtype(), x.device
 
 Tensor sum_to(const Tensor& g, const Shape& shape) {
   if (g.shape() == shape) return g;
+  if (is_half(g.dtype())) return sum_to(g.to(DType::f32), shape).to(g.dtype());
   const Tensor out = zeros(shape, g.dtype(), g.device());
   // Walk g with strides into `out` that are 0 along the broadcast dims, one output row at a time, so that
   // no two threads add to the same element: broadcast dims are moved innermost and summed serially.
