@@ -187,7 +187,7 @@ class Sweep {
       node->rule = nullptr;
       const Tensors inputs = std::move(node->inputs);
       node->inputs.clear();
-      const Tensors dx = rule(grads);
+      const Tensors dx = apply(rule, grads, node->op);
       check_nan(dx, "the backward of op ", node->op);
       check(dx.size() == inputs.size(), "backward of '", node->op, "': ", dx.size(), " gradients for ",
             inputs.size(), " inputs");
@@ -200,6 +200,15 @@ class Sweep {
     std::shared_ptr<Node> node;
     Tensors grads;
   };
+  // A rule is made of ops; what goes wrong in one is told with the op whose backward it is.
+  static Tensors apply(const BackwardMany& rule, const Tensors& grads, const char* op) {
+    try {
+      return rule(grads);
+    } catch (const Error& e) {
+      fail("the backward of op ", op, ": ", e.what());
+    }
+  }
+
   std::map<uint64_t, Pending> waiting_;
 };
 
