@@ -215,7 +215,9 @@ void save_safetensors(const std::string& path, const std::map<std::string, Tenso
   if (!metadata.empty()) header["__metadata__"] = metadata;
   int64_t at = 0;
   for (const auto& [name, t] : tensors) {
-    check(t.device() == Device::cpu, "save_safetensors: ", name, " lives on ", t.device());
+    check(name != "__metadata__", "save_safetensors: ", path, ": no tensor can be named __metadata__");
+    check(t.defined(), "save_safetensors: ", path, ": ", name, " is undefined");
+    check(t.device() == Device::cpu, "save_safetensors: ", path, ": ", name, " lives on ", t.device());
     Shape shape = t.shape();
     if (t.dtype() == DType::f4_e2m1x2) shape[shape.size() - 1] *= 2;
     header[name] = {{"dtype", file_name_of(t.dtype())},
@@ -223,7 +225,12 @@ void save_safetensors(const std::string& path, const std::map<std::string, Tenso
                     {"data_offsets", {at, at + t.bytes()}}};
     at += t.bytes();
   }
-  std::string text = header.dump();
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const json::exception& e) {
+    fail("save_safetensors: ", path, ": a name or metadata value is not UTF-8 (", e.what(), ")");
+  }
   text.resize((text.size() + 7) / 8 * 8, ' ');
   const uint64_t n = text.size();
   const NoGrad off;
