@@ -1,5 +1,6 @@
 #include "ops/attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -14,7 +15,7 @@ namespace {
 
 // A tile of scores stays in the second-level cache; a chunk of keys is the unit of work of the backward
 // pass, which keeps one partial dq per chunk.
-constexpr int64_t kQueryTile = 64, kKeyTile = 256, kKeyChunk = 1024;
+constexpr int64_t kQueryTile = 128, kKeyTile = 512, kKeyChunk = 1024;
 
 template <class T>
 struct Rows {
@@ -56,13 +57,24 @@ struct Head {
   }
 };
 
+// The largest of n values. Independent lanes keep the comparisons from waiting for each other.
+template <class T>
+T largest(const T* s, int64_t n) {
+  constexpr int64_t kLanes = 32;
+  T top[kLanes];
+  std::fill_n(top, kLanes, -std::numeric_limits<T>::infinity());
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes)
+    for (int64_t l = 0; l < kLanes; ++l) top[l] = s[j + l] > top[l] ? s[j + l] : top[l];
+  for (; j < n; ++j) top[0] = s[j] > top[0] ? s[j] : top[0];
+  return *std::max_element(top, top + kLanes);
+}
+
 // Turns a row of scores into weights relative to the largest score so far. Returns the factor by which
 // what was summed before must shrink.
 template <class T>
 T softmax_row(T* s, int64_t nk, T& row_max, T& row_sum) {
-  T top = row_max;
-#pragma omp simd reduction(max : top)
-  for (int64_t j = 0; j < nk; ++j) top = s[j] > top ? s[j] : top;
+  const T top = std::max(row_max, largest(s, nk));
   const T base = top == -std::numeric_limits<T>::infinity() ? T(0) : top;
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
