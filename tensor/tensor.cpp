@@ -5,9 +5,23 @@
 
 namespace rivulet {
 
+namespace {
+
+// The shape itself, when its bytes and strides fit into 64 bits.
+const Shape& countable(const Shape& shape, DType dtype) {
+  int64_t bytes = size_of(dtype);
+  for (int64_t n : shape) {
+    check(n >= 0, "tensor: negative dim in shape ", shape);
+    check(!__builtin_mul_overflow(bytes, std::max<int64_t>(n, 1), &bytes), "tensor: shape ", shape,
+          " has more bytes than can be counted");
+  }
+  return shape;
+}
+
+}  // namespace
+
 Tensor::Tensor(const Shape& shape, DType dtype, Device device)
-    : shape_(shape), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device) {
-  for (int64_t n : shape) check(n >= 0, "tensor: negative dim in shape ", shape);
+    : shape_(countable(shape, dtype)), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device) {
   if (device != Device::meta) storage_ = Storage::allocate(bytes(), device);
 }
 
@@ -138,6 +152,11 @@ const Tensor& Tensor::add_in_place(const Tensor& source, double scale) const {
   check(source.dtype() == dtype_, "add_in_place: ", source.dtype(), " into ", dtype_);
   check(broadcast_shapes(shape_, source.shape(), "add_in_place") == shape_, "add_in_place: shape ",
         source.shape(), " into ", shape_);
+  if (is_half(dtype_)) {
+    const NoGrad off;
+    const Tensor sum = to(DType::f32);
+    return copy_from(sum.add_in_place(source.to(DType::f32), scale));
+  }
   const StridedLoop<2> loop(shape_, {strides_, broadcast_strides(source.shape(), source.strides(), shape_)});
   dispatch_real(dtype_, "add_in_place", [&]<class T>() {
     T* to = data<T>();
@@ -178,39 +197,5 @@ Tensor arange(int64_t n, DType dtype, Device device) {
 
 Tensor empty_like(const Tensor& x) { return Tensor(x.shape(), x.dtype(), x.device()); }
 Tensor zeros_like(const Tensor& x) { return zeros(x.shape(), x.dtype(), x.device()); }
-
-Tensor sum_to(const Tensor& g, const Shape& shape) {
-  if (g.shape() == shape) return g;
-  const Tensor out = zeros(shape, g.dtype(), g.device());
-  // Walk g with strides into `out` that are 0 along the broadcast dims, one output row at a time, so that
-  // no two threads add to the same element: broadcast dims are moved innermost and summed serially.
-  const Shape into = broadcast_strides(shape, out.strides(), g.shape());
-  Shape kept, kept_g, kept_out, summed, summed_g;
-  for (int i = 0; i < g.dims(); ++i) {
-    const bool repeats = into[i] == 0;
-    (repeats ? summed : kept).push_back(g.shape()[i]);
-    (repeats ? summed_g : kept_g).push_back(g.strides()[i]);
-    if (!repeats) kept_out.push_back(into[i]);
-  }
-  dispatch_real(g.dtype(), "sum_to", [&]<class T>() {
-    const T* from = g.data<T>();
-    T* to = out.data<T>();
-    const StridedLoop<2> loop(kept, {kept_out, kept_g});
-    const int64_t terms = summed.numel(), os = loop.inner(0), gs = loop.inner(1);
-    loop.for_each_row([&](const std::array<int64_t, 2>& at, int64_t n) {
-      std::vector<double> sums(size_t(n), 0.0);
-      for (int64_t s = 0; s < terms; ++s) {
-        int64_t rest = s, shift = at[1];
-        for (int d = summed.size() - 1; d >= 0; --d) {
-          shift += rest % summed[d] * summed_g[d];
-          rest /= summed[d];
-        }
-        for (int64_t i = 0; i < n; ++i) sums[size_t(i)] += double(from[shift + i * gs]);
-      }
-      for (int64_t i = 0; i < n; ++i) to[at[0] + i * os] = T(sums[size_t(i)]);
-    });
-  });
-  return out;
-}
 
 }  // namespace rivulet

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <sstream>
 
 namespace rivulet {
 namespace {
@@ -75,18 +76,20 @@ void Progress::update(int64_t done, const std::string& note) {
 
 void Progress::draw_bar(const std::string& note) {
   const double rate = units_per_second();
-  std::string line = label_ + " ";
+  std::ostringstream text;
+  text << label_ << ' ';
   if (total_ > 0) {
     const double part = std::clamp(double(done_) / double(total_), 0.0, 1.0);
     const int filled = int(part * kBarWidth);
-    line += "[" + std::string(filled, '#') + std::string(kBarWidth - filled, '-') + "] ";
-    line += std::to_string(int(part * 100)) + "% " + std::to_string(done_) + "/" + std::to_string(total_);
+    text << '[' << std::string(filled, '#') << std::string(kBarWidth - filled, '-') << "] ";
+    text << int(part * 100) << "% " << done_ << '/' << total_;
   } else {
-    line += std::to_string(done_);
+    text << done_;
   }
-  line += "  " + format_rate(rate);
-  if (total_ > 0 && rate > 0) line += "  ETA " + format_duration(double(total_ - done_) / rate);
-  if (!note.empty()) line += "  " + note;
+  text << "  " << format_rate(rate);
+  if (total_ > 0 && rate > 0) text << "  ETA " << format_duration(double(total_ - done_) / rate);
+  if (!note.empty()) text << "  " << note;
+  std::string line = text.str();
   // A line that wraps could not be redrawn in place.
   const size_t columns = columns_of(terminal_);
   if (line.size() >= columns) line.resize(columns - 1);
