@@ -4,8 +4,9 @@
 #include <cmath>
 #include <limits>
 
-#include "ops/fast_exp.h"
+#include "ops/fast_math.h"
 #include "ops/gemm.h"
+#include "ops/half.h"
 #include "ops/rows.h"
 #include "tensor/parallel.h"
 
@@ -212,14 +213,14 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
   check(q.dim(0) == k.dim(0) && q.dim(2) == k.dim(2) && q.dim(3) == k.dim(3), "attention: q has shape ",
         q.shape(), ", k ", k.shape());
   check(k.numel() > 0, "attention: k has shape ", k.shape(), ", wanted at least one key");
-  check(k.dtype() == q.dtype() && v.dtype() == q.dtype(), "attention: q is ", q.dtype(), ", k ", k.dtype(),
-        ", v ", v.dtype());
+  check_same_type("attention", {q, k, v});
   check(!key_mask || key_mask.shape() == Shape{k.dim(0), k.dim(1)}, "attention: key_mask has shape ",
         key_mask.shape(), ", k ", k.shape());
   check(!key_mask || key_mask.dtype() == DType::u8, "attention: key_mask is ", key_mask.dtype(),
         ", wanted u8");
-  if (is_half(q.dtype()))
-    return attention(q.to(DType::f32), k.to(DType::f32), v.to(DType::f32), scale, key_mask).to(q.dtype());
+  if (any_half({q, k, v}))
+    return through_f32({q, k, v},
+                       [&](const Tensors& t) { return attention(t[0], t[1], t[2], scale, key_mask); });
 
   const Tensor qd = dense_rows(q), kd = dense_rows(k), vd = dense_rows(v);
   const Tensor mask = key_mask ? key_mask.contiguous() : key_mask;
