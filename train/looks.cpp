@@ -131,7 +131,7 @@ struct Gate {
   float target;  // the hue painted when this is the new colour
 };
 constexpr Gate kGates[kColours] = {
-    {"red", -34, -20, 11, 20, 0.34f, 0.52f, 0.10f, 0.22f, 0},
+    {"red", -34, -20, 11, 19, 0.34f, 0.52f, 0.10f, 0.22f, 0},
     {"orange", 10, 19, 36, 45, 0.62f, 0.80f, 0.32f, 0.48f, 26},
     {"yellow", 37, 46, 60, 70, 0.42f, 0.60f, 0.24f, 0.40f, 51},
     {"green", 60, 72, 160, 174, 0.22f, 0.38f, 0.07f, 0.17f, 122},
