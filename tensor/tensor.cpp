@@ -5,9 +5,23 @@
 
 namespace rivulet {
 
+namespace {
+
+// The shape itself, when its bytes and strides fit into 64 bits.
+const Shape& countable(const Shape& shape, DType dtype) {
+  int64_t bytes = size_of(dtype);
+  for (int64_t n : shape) {
+    check(n >= 0, "tensor: negative dim in shape ", shape);
+    check(!__builtin_mul_overflow(bytes, std::max<int64_t>(n, 1), &bytes), "tensor: shape ", shape,
+          " has more bytes than can be counted");
+  }
+  return shape;
+}
+
+}  // namespace
+
 Tensor::Tensor(const Shape& shape, DType dtype, Device device)
-    : shape_(shape), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device) {
-  for (int64_t n : shape) check(n >= 0, "tensor: negative dim in shape ", shape);
+    : shape_(countable(shape, dtype)), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device) {
   if (device != Device::meta) storage_ = Storage::allocate(bytes(), device);
 }
 
@@ -138,6 +152,11 @@ const Tensor& Tensor::add_in_place(const Tensor& source, double scale) const {
   check(source.dtype() == dtype_, "add_in_place: ", source.dtype(), " into ", dtype_);
   check(broadcast_shapes(shape_, source.shape(), "add_in_place") == shape_, "add_in_place: shape ",
         source.shape(), " into ", shape_);
+  if (is_half(dtype_)) {
+    const NoGrad off;
+    const Tensor sum = to(DType::f32);
+    return copy_from(sum.add_in_place(source.to(DType::f32), scale));
+  }
   const StridedLoop<2> loop(shape_, {strides_, broadcast_strides(source.shape(), source.strides(), shape_)});
   dispatch_real(dtype_, "add_in_place", [&]<class T>() {
     T* to = data<T>();
