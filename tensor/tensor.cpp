@@ -198,39 +198,4 @@ Tensor arange(int64_t n, DType dtype, Device device) {
 Tensor empty_like(const Tensor& x) { return Tensor(x.shape(), x.dtype(), x.device()); }
 Tensor zeros_like(const Tensor& x) { return zeros(x.shape(), x.dtype(), x.device()); }
 
-Tensor sum_to(const Tensor& g, const Shape& shape) {
-  if (g.shape() == shape) return g;
-  if (is_half(g.dtype())) return sum_to(g.to(DType::f32), shape).to(g.dtype());
-  const Tensor out = zeros(shape, g.dtype(), g.device());
-  // Walk g with strides into `out` that are 0 along the broadcast dims, one output row at a time, so that
-  // no two threads add to the same element: broadcast dims are moved innermost and summed serially.
-  const Shape into = broadcast_strides(shape, out.strides(), g.shape());
-  Shape kept, kept_g, kept_out, summed, summed_g;
-  for (int i = 0; i < g.dims(); ++i) {
-    const bool repeats = into[i] == 0;
-    (repeats ? summed : kept).push_back(g.shape()[i]);
-    (repeats ? summed_g : kept_g).push_back(g.strides()[i]);
-    if (!repeats) kept_out.push_back(into[i]);
-  }
-  dispatch_real(g.dtype(), "sum_to", [&]<class T>() {
-    const T* from = g.data<T>();
-    T* to = out.data<T>();
-    const StridedLoop<2> loop(kept, {kept_out, kept_g});
-    const int64_t terms = summed.numel(), os = loop.inner(0), gs = loop.inner(1);
-    loop.for_each_row([&](const std::array<int64_t, 2>& at, int64_t n) {
-      std::vector<double> sums(size_t(n), 0.0);
-      for (int64_t s = 0; s < terms; ++s) {
-        int64_t rest = s, shift = at[1];
-        for (int d = summed.size() - 1; d >= 0; --d) {
-          shift += rest % summed[d] * summed_g[d];
-          rest /= summed[d];
-        }
-        for (int64_t i = 0; i < n; ++i) sums[size_t(i)] += double(from[shift + i * gs]);
-      }
-      for (int64_t i = 0; i < n; ++i) to[at[0] + i * os] = T(sums[size_t(i)]);
-    });
-  });
-  return out;
-}
-
 }  // namespace rivulet
