@@ -55,7 +55,10 @@ void for_each_tensor(M& module, F&& f) {
 template <class M>
 NamedTensors named_tensors(M& module) {
   NamedTensors list;
-  for_each_tensor(module, [&](const std::string& name, Tensor& t) { list.emplace_back(name, t); });
+  for_each_tensor(module, [&](const std::string& name, Tensor& t) {
+    t.set_requires_grad(t.requires_grad());  // the copy below must share the place a gradient goes to
+    list.emplace_back(name, t);
+  });
   return list;
 }
 

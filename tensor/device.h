@@ -23,12 +23,12 @@ inline constexpr bool kHasCuda = false;
 #endif
 
 // Declares the kernels of an op in both namespaces: KERNELS(void rms_norm(const Tensor& x, Tensor& y);)
-#define KERNELS(...)     \
-  namespace cpu {        \
-  __VA_ARGS__            \
-  }                      \
-  namespace cuda {       \
-  __VA_ARGS__            \
+#define KERNELS(...) \
+  namespace cpu {    \
+  __VA_ARGS__        \
+  }                  \
+  namespace cuda {   \
+  __VA_ARGS__        \
   }
 
 // ON_DEVICE(x, rms_norm(x, y)) calls cpu::rms_norm or cuda::rms_norm by where x lives. In a build without

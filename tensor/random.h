@@ -14,9 +14,9 @@ struct Rng {
   uint64_t offset = 0;  // elements drawn so far
 
   uint32_t bits();
-  double uniform();                 // [0, 1)
+  double uniform();  // [0, 1)
   double uniform(double a, double b) { return a + (b - a) * uniform(); }
-  int64_t below(int64_t n);         // 0 .. n-1
+  int64_t below(int64_t n);  // 0 .. n-1
   double normal();
   // An independent stream for a named purpose; does not advance this one.
   Rng fork(uint64_t stream) const;

@@ -35,9 +35,7 @@ class Shape {
     check(size_ < kMaxDims, "shape: more than ", kMaxDims, " dims");
     data_[size_++] = x;
   }
-  bool operator==(const Shape& o) const {
-    return size_ == o.size_ && std::equal(begin(), end(), o.begin());
-  }
+  bool operator==(const Shape& o) const { return size_ == o.size_ && std::equal(begin(), end(), o.begin()); }
   // Number of elements; 1 for a scalar.
   int64_t numel() const {
     int64_t n = 1;

@@ -14,7 +14,8 @@ class Storage {
   // Bytes on `device`, 64-byte aligned, from the current arena if one is in scope. Not initialised.
   static std::shared_ptr<Storage> allocate(int64_t bytes, Device device);
   // Borrows memory that `release` gives back (a mapped file, an arena slot).
-  static std::shared_ptr<Storage> borrow(void* data, int64_t bytes, Device device, std::function<void()> release);
+  static std::shared_ptr<Storage> borrow(void* data, int64_t bytes, Device device,
+                                         std::function<void()> release);
   ~Storage();
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
@@ -53,11 +54,10 @@ class Arena {
   void reset();
   int64_t used() const;
   int64_t capacity() const;
+  struct Block;
 
  private:
-  friend class Storage;
   friend class ArenaScope;
-  struct Block;
   std::shared_ptr<Block> block_;
 };
 

@@ -1,0 +1,106 @@
+#include "models/edit_model.h"
+
+#include <sys/stat.h>
+
+#include "ops/elementwise.h"
+#include "ops/shape.h"
+
+namespace rivulet {
+namespace {
+
+// Below this level the residual form divides by the floor instead: nothing is left to predict there.
+constexpr double kLowestLevel = 1e-3;
+
+}  // namespace
+
+EditModelConfig read_edit_model_config(Fields f) {
+  EditModelConfig c;
+  f.required("name", c.name);
+  Fields dit = f.object("dit");
+  c.dit = read_dit_config(dit);
+  dit.done();
+  f.choice("prediction", c.prediction, {"velocity", "residual"});
+  f.required("patch", c.patch, between(1, 64));
+  f.required("first_chunk_frames", c.first_chunk_frames, between(1, 1024));
+  f.required("instruction_tokens", c.instruction_tokens, between(1, 1024));
+  c.vocabulary = Vocabulary::from_json(f.raw("vocabulary"), f.where("vocabulary"));
+  f.done();
+  check(c.dit.latent_channels == 3 * c.patch * c.patch, f.where("patch"), ": ", c.patch, " makes ",
+        3 * c.patch * c.patch, " latent channels, dit.latent_channels is ", c.dit.latent_channels);
+  return c;
+}
+
+Json to_json(const EditModelConfig& c) {
+  return {{"name", c.name},
+          {"dit", to_json(c.dit)},
+          {"prediction", c.prediction},
+          {"patch", c.patch},
+          {"first_chunk_frames", c.first_chunk_frames},
+          {"instruction_tokens", c.instruction_tokens},
+          {"vocabulary", c.vocabulary.to_json()}};
+}
+
+EditModel::EditModel(const EditModelConfig& c, Device device)
+    : text(c.vocabulary.size(), c.instruction_tokens, c.dit.caption_channels, device),
+      dit(c.dit, device),
+      config_(c),
+      codec_(c.patch) {}
+
+void EditModel::initialise(Rng& rng) {
+  text.initialise(rng);
+  dit.initialise(rng);
+}
+
+EditModel EditModel::load(const std::string& dir) {
+  const std::string path = dir + "/config.json";
+  EditModel model(read_edit_model_config(Fields(read_json(path), path)));
+  load_tensors(named_tensors(model), SafeTensors(dir + "/weights.safetensors"));
+  return model;
+}
+
+void EditModel::save(const std::string& dir) {
+  std::map<std::string, Tensor> weights;
+  for (const auto& [name, t] : named_tensors(*this)) weights[name] = t.detach();
+  ::mkdir(dir.c_str(), 0755);  // an existing folder is fine; a failure shows when the files are written
+  save_safetensors(dir + "/weights.safetensors", weights);
+  write_file(dir + "/config.json", to_json(config_).dump(2) + "\n");
+}
+
+TextContext EditModel::encode(const std::vector<std::string>& texts) const {
+  const Tensor ids = config_.vocabulary.encode_batch(texts, config_.instruction_tokens);
+  Tensor mask(ids.shape(), DType::u8);
+  for (int64_t i = 0; i < ids.numel(); ++i)
+    mask.data<uint8_t>()[i] = ids.data<int64_t>()[i] != Vocabulary::kPadding;
+  return dit.text_context(text(ids, mask), mask);
+}
+
+Prompt EditModel::prompt(const std::string& instruction) const {
+  const Encoding words = config_.vocabulary.encode(instruction);
+  std::string unknown;
+  for (const std::string& w : words.unknown) unknown += (unknown.empty() ? "" : ", ") + w;
+  check(unknown.empty(), "instruction: '", config_.name, "' was not taught: ", unknown);
+  check(!words.ids.empty(), "instruction: the text is empty");
+  check(int64_t(words.ids.size()) <= config_.instruction_tokens, "instruction: ", words.ids.size(), " words, at most ",
+        config_.instruction_tokens, " are read");
+  const NoGrad off;
+  return {instruction, encode({instruction})};
+}
+
+Tensor EditModel::velocity(const Tensor& x, const Tensor& source, const Tensor& sigma, const Tensor& t,
+                           const TextContext& context, const StreamState* past, StreamState* next) const {
+  const Tensor told = t.defined() ? t : sigma * 1000.0;
+  const Tensor u = dit(cat({x, source}, 1), told, context, past, next);
+  if (config_.prediction == "velocity") return u;
+  const Tensor level = maximum(sigma, full(Shape{}, kLowestLevel)).reshape({-1, 1, 1, 1, 1});
+  return (x - source - u) / level;
+}
+
+StreamState EditModel::remember(const Tensor& x0, const Tensor& source, const TextContext& context,
+                                const StreamState& past) const {
+  const NoGrad off;
+  StreamState next;
+  dit(cat({x0, source}, 1), zeros({x0.dim(0)}), context, &past, &next);
+  return next;
+}
+
+}  // namespace rivulet

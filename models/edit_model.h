@@ -1,0 +1,71 @@
+// A whole small editor in one trainable piece: instruction encoder, transformer and fixed patch latents, as
+// described by one config.json and stored in one weights.safetensors.
+#pragma once
+
+#include "models/instruction_encoder.h"
+#include "models/patch_codec.h"
+#include "models/sana_streaming/dit.h"
+#include "models/vocabulary.h"
+
+namespace rivulet {
+
+struct EditModelConfig {
+  std::string name;
+  DitConfig dit;
+  // What the network's output u means. "velocity": v = u, as in the release. "residual": the clean target is
+  // predicted as x0 = source + u, so v = (x - source - u) / sigma, and an untrained network copies its source.
+  std::string prediction = "velocity";
+  int64_t patch = 8;               // PatchCodec
+  int64_t first_chunk_frames = 3;  // of a stream; later chunks have dit.chunk_frames
+  int64_t instruction_tokens = 16;
+  Vocabulary vocabulary;
+};
+
+EditModelConfig read_edit_model_config(Fields fields);
+Json to_json(const EditModelConfig& config);
+
+// An instruction ready for the network.
+struct Prompt {
+  std::string text;
+  TextContext context;
+};
+
+class EditModel {
+ public:
+  explicit EditModel(const EditModelConfig& config, Device device = Device::cpu);
+  void initialise(Rng& rng);
+  // Reads DIR/config.json and DIR/weights.safetensors.
+  static EditModel load(const std::string& dir);
+  // Writes both, weights first.
+  void save(const std::string& dir);
+
+  template <class F>
+  void visit(F&& f) {
+    f("text", text);
+    f("dit", dit);
+  }
+
+  const EditModelConfig& config() const { return config_; }
+  const PatchCodec& codec() const { return codec_; }
+
+  // Texts of a batch, as the network sees them; empty text means the null instruction. On the tape.
+  TextContext encode(const std::vector<std::string>& texts) const;
+  // The same for one instruction of a user: throws when it is empty or names words the model was not taught.
+  Prompt prompt(const std::string& text) const;
+
+  // Velocity of x [B, C, T, H, W] at the level sigma of each sample ([B], f32, with t = trunc(1000 sigma)
+  // unless t is given), beside its source latents. past and next as in Dit.
+  Tensor velocity(const Tensor& x, const Tensor& source, const Tensor& sigma, const Tensor& t, const TextContext& text,
+                  const StreamState* past = nullptr, StreamState* next = nullptr) const;
+  // Writes clean latents into the memory: the pass at t = 0 after a chunk is done.
+  StreamState remember(const Tensor& x0, const Tensor& source, const TextContext& text, const StreamState& past) const;
+
+  InstructionEncoder text;
+  Dit dit;
+
+ private:
+  EditModelConfig config_;
+  PatchCodec codec_;
+};
+
+}  // namespace rivulet

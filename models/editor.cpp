@@ -1,0 +1,121 @@
+#include "models/editor.h"
+
+#include "ops/elementwise.h"
+#include "ops/image.h"
+
+namespace rivulet {
+namespace {
+
+int64_t read_count(const SafeTensors& file, const std::string& key) {
+  const auto it = file.metadata().find(key);
+  check(it != file.metadata().end(), file.path(), ": not an edit state, '", key, "' is absent");
+  try {
+    size_t used = 0;
+    const long long n = std::stoll(it->second, &used);
+    check(used == it->second.size(), file.path(), ": bad ", key, " '", it->second, "'");
+    return n;
+  } catch (const std::logic_error&) {
+    fail(file.path(), ": bad ", key, " '", it->second, "'");
+  }
+}
+
+Tensor optional_tensor(const SafeTensors& file, const std::string& name) {
+  return file.contains(name) ? file.get(name) : Tensor();
+}
+
+// What step() relies on: every tensor of the state has the shape that this model makes for these frames.
+void check_fits(const StreamState& s, const DitConfig& c, int64_t tokens) {
+  if (s.chunk == 0) return;
+  const int64_t D = c.width / c.heads;
+  check(int64_t(s.blocks.size()) == c.depth, "edit state: has ", s.blocks.size(), " blocks, the model ", c.depth);
+  for (size_t i = 0; i < s.blocks.size(); ++i) {
+    const BlockState& b = s.blocks[i];
+    const auto need = [&](const Tensor& t, const Shape& shape, const char* what) {
+      check(t.defined() && t.dtype() == DType::f32 && t.shape() == shape, "edit state: ", what, " of block ", i, " has shape ",
+            t.defined() ? t.shape() : Shape{}, ", this model and frame size need ", shape);
+    };
+    need(b.conv_tail, {1, tokens, c.width}, "the temporal frame");
+    if (!c.is_softmax(int64_t(i))) {
+      need(b.gdn.kv, {1, c.heads, D, D}, "the recurrent state");
+      need(b.gdn.z, {1, c.heads, D}, "the normaliser");
+    }
+    for (const auto& [chunk, kv] : b.window) {
+      const int64_t n = kv.k.defined() && kv.k.dims() == 4 ? kv.k.dim(1) : 0;
+      check(n > 0 && n % tokens == 0, "edit state: the keys of block ", i, " do not fit this frame size");
+      need(kv.k, {1, n, c.heads, D}, "the keys");
+      need(kv.v, {1, n, c.heads, D}, "the values");
+    }
+  }
+}
+
+}  // namespace
+
+void save_state(const EditState& state, const std::string& path) {
+  std::map<std::string, Tensor> tensors;
+  const auto put = [&](const std::string& name, const Tensor& t) {
+    if (t.defined()) tensors[name] = t;
+  };
+  for (size_t i = 0; i < state.stream.blocks.size(); ++i) {
+    const BlockState& b = state.stream.blocks[i];
+    const std::string at = "blocks." + std::to_string(i) + ".";
+    put(at + "gdn.kv", b.gdn.kv);
+    put(at + "gdn.z", b.gdn.z);
+    put(at + "conv_tail", b.conv_tail);
+    for (const auto& [chunk, kv] : b.window) {
+      put(at + "window." + std::to_string(chunk) + ".k", kv.k);
+      put(at + "window." + std::to_string(chunk) + ".v", kv.v);
+    }
+  }
+  save_safetensors(path, tensors,
+                   {{"kind", "rivulet edit state"},
+                    {"chunk", std::to_string(state.stream.chunk)},
+                    {"frames", std::to_string(state.stream.frames)},
+                    {"blocks", std::to_string(state.stream.blocks.size())},
+                    {"seed", std::to_string(int64_t(state.noise.seed))},
+                    {"drawn", std::to_string(int64_t(state.noise.offset))}});
+}
+
+EditState load_state(const std::string& path) {
+  const SafeTensors file(path);
+  EditState state;
+  state.stream.chunk = read_count(file, "chunk");
+  state.stream.frames = read_count(file, "frames");
+  state.noise.seed = uint64_t(read_count(file, "seed"));
+  state.noise.offset = uint64_t(read_count(file, "drawn"));
+  const int64_t blocks = read_count(file, "blocks");
+  check(state.stream.chunk >= 0 && state.stream.frames >= 0 && blocks >= 0 && blocks <= 1000, path,
+        ": the counters of the edit state are out of range");
+  state.stream.blocks.resize(size_t(blocks));
+  for (int64_t i = 0; i < blocks; ++i) {
+    BlockState& b = state.stream.blocks[size_t(i)];
+    const std::string at = "blocks." + std::to_string(i) + ".";
+    b.gdn = {optional_tensor(file, at + "gdn.kv"), optional_tensor(file, at + "gdn.z")};
+    b.conv_tail = optional_tensor(file, at + "conv_tail");
+    const std::string window = at + "window.";
+    for (const auto& [name, k] : file.tensors()) {
+      if (name.rfind(window, 0) != 0 || name.substr(name.size() - 2) != ".k") continue;
+      const std::string number = name.substr(window.size(), name.size() - window.size() - 2);
+      check(!number.empty() && number.size() < 18 && number.find_first_not_of("0123456789") == std::string::npos, path,
+            ": bad tensor name ", name);
+      b.window.emplace_back(std::stoll(number), KeyValue{k, file.get(window + number + ".v")});
+    }
+  }
+  return state;
+}
+
+Tensor Editor::step(const Tensor& frames, const Prompt& prompt, EditState& state, const SampleOptions& options) const {
+  const NoGrad off;
+  check(frames.dtype() == DType::u8 && frames.dims() == 4 && frames.dim(0) == next_chunk_frames(state), "edit: frames of ",
+        frames.dtype(), " ", frames.shape(), ", the next chunk takes u8 [", next_chunk_frames(state), ", H, W, 3]");
+  const Tensor source = model_.codec().encode(frames);
+  check_fits(state.stream, model_.config().dit, source.dim(3) * source.dim(4));
+  const Tensor noise = randn(source.shape(), state.noise);
+  const auto velocity = [&](const Tensor& x, double t, double sigma) {
+    return model_.velocity(x, source, full({1}, sigma), full({1}, t), prompt.context, &state.stream);
+  };
+  const Tensor x0 = sample(velocity, noise, options, state.noise);
+  state.stream = model_.remember(x0, source, prompt.context, state.stream);
+  return unit_to_u8(model_.codec().decode(x0));
+}
+
+}  // namespace rivulet

@@ -1,0 +1,156 @@
+#include "models/sana_streaming/dit.h"
+
+#include <cmath>
+
+#include "ops/elementwise.h"
+#include "ops/modulate.h"
+#include "ops/norm.h"
+#include "ops/rope.h"
+
+namespace rivulet {
+namespace {
+
+constexpr float kBlockNormEps = 1e-6f, kTextNormEps = 1e-5f;
+constexpr int64_t kTimeChannels = 256;
+
+// dit.md 1.2: cos then sin of t * 10000^(-i/128); t is truncated to a whole number.
+Tensor time_features(const Tensor& t) {
+  const Tensor flat = t.detach().to(DType::f64).contiguous();
+  Shape shape = t.shape();
+  shape.push_back(kTimeChannels);
+  const Tensor e(shape, DType::f32);
+  constexpr int64_t half = kTimeChannels / 2;
+  for (int64_t n = 0; n < flat.numel(); ++n) {
+    const float whole = float(std::trunc(flat.data<double>()[n]));
+    float* row = e.data<float>() + n * kTimeChannels;
+    for (int64_t i = 0; i < half; ++i) {
+      const float angle = whole * std::exp(-std::log(10000.0f) * float(i) / float(half));
+      row[i] = std::cos(angle);
+      row[half + i] = std::sin(angle);
+    }
+  }
+  return e;
+}
+
+// Row i of a modulation table [B, Tm, rows, C], shaped to broadcast over tokens: [B, Tm, 1, C].
+Tensor row(const Tensor& table, int64_t i) { return table.slice(2, i, i + 1); }
+
+// The window that chunk `next` may see (dit.md 3.2), of chunks already kept.
+bool in_window(const DitConfig& c, int64_t chunk, int64_t next) {
+  if (c.cached_chunks < 0) return true;
+  if (!c.sink) return chunk >= next - c.cached_chunks;
+  return chunk == 0 || chunk >= next - c.cached_chunks + 1;
+}
+
+}  // namespace
+
+Block::Block(const DitConfig& c, bool is_softmax, Device device)
+    : scale_shift_table({6, c.width}, DType::f32, device),
+      softmax(is_softmax),
+      cross_attn(c.width, c.heads, device),
+      mlp(c.width, c.mlp_ratio * c.width, device) {
+  if (softmax)
+    attn = SoftmaxAttention(c.width, c.heads, c.variant == "streaming", device);
+  else
+    gdn = GdnAttention(c.width, c.heads, device);
+}
+
+Dit::Dit(const DitConfig& c, Device device)
+    : x_embedder({c.width, 2 * c.latent_channels, 1, 1, 1}, true, device),
+      t_embedder_0({c.width, kTimeChannels}, true, device),
+      t_embedder_2({c.width, c.width}, true, device),
+      t_block({6 * c.width, c.width}, true, device),
+      y_fc1({c.width, c.caption_channels}, true, device),
+      y_fc2({c.width, c.width}, true, device),
+      final_linear({c.latent_channels, c.width}, true, device),
+      attention_y_norm{Tensor({c.width}, DType::f32, device)},
+      final_table({2, c.width}, DType::f32, device),
+      config_(c) {
+  for (int64_t i = 0; i < c.depth; ++i) blocks.emplace_back(c, c.is_softmax(i), device);
+}
+
+TextContext Dit::text_context(const Tensor& text, const Tensor& mask) const {
+  check(text.dims() == 3 && text.dim(2) == config_.caption_channels, "dit: text has shape ", text.shape(),
+        ", the model takes [B, L, ", config_.caption_channels, "]");
+  check(mask.dims() == 2 && mask.dim(0) == text.dim(0) && mask.dim(1) == text.dim(1), "dit: text mask has shape ",
+        mask.shape(), " for text ", text.shape());
+  const Tensor y = rms_norm(y_fc2(gelu_tanh(y_fc1(text))), attention_y_norm.weight, kTextNormEps);
+  TextContext context{{}, mask};
+  for (const Block& block : blocks) context.keys.push_back(block.cross_attn.text_keys(y));
+  return context;
+}
+
+// Everything that is the same for all blocks of one pass.
+struct Dit::Pass {
+  Grid grid;
+  Rope rope;
+  Tensor t0;  // [B, Tm, 6, C]
+  const TextContext& text;
+  const StreamState* past;
+  StreamState* next;
+};
+
+Tensor Dit::self_attention(const Block& block, const Tensor& u, const Pass& pass, size_t index) const {
+  const BlockState* past = pass.past && pass.past->chunk > 0 ? &pass.past->blocks[index] : nullptr;
+  BlockState* next = pass.next ? &pass.next->blocks[index] : nullptr;
+  if (!block.softmax)
+    return block.gdn(u, pass.grid, pass.rope, past ? past->gdn : GdnState{}, next ? &next->gdn : nullptr);
+  std::vector<KeyValue> window;
+  if (past)
+    for (const auto& [chunk, kv] : past->window) window.push_back(kv);
+  KeyValue current;
+  const Tensor out = block.attn(u, pass.rope, window, next ? &current : nullptr);
+  if (next) {
+    const int64_t chunk = pass.next->chunk - 1;
+    next->window.clear();
+    if (past)
+      for (const auto& kept : past->window)
+        if (in_window(config_, kept.first, chunk + 1)) next->window.push_back(kept);
+    if (in_window(config_, chunk, chunk + 1)) next->window.emplace_back(chunk, current);
+  }
+  return out;
+}
+
+Tensor Dit::run_block(const Block& block, const Tensor& h_in, const Pass& pass, size_t index) const {
+  const Tensor mod = block.scale_shift_table + pass.t0;
+  const BlockState* past = pass.past && pass.past->chunk > 0 ? &pass.past->blocks[index] : nullptr;
+  const auto modulated = [&](const Tensor& h, int shift, int scale) {
+    return layer_norm_modulate(h, row(mod, shift), row(mod, scale), kBlockNormEps);
+  };
+  Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated(h_in, 0, 1), pass, index));
+  h = h + block.cross_attn(h, pass.text.keys[index], pass.text.mask);
+  Tensor* tail = pass.next ? &pass.next->blocks[index].conv_tail : nullptr;
+  const Tensor branch = block.mlp(modulated(h, 3, 4), pass.grid, past ? past->conv_tail : Tensor(), tail);
+  return gate_residual(h, row(mod, 5), branch);
+}
+
+Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text, const StreamState* past,
+                       StreamState* next, const BlockHook& hook) const {
+  check(x.dims() == 5 && x.dim(1) == 2 * config_.latent_channels, "dit: x has shape ", x.shape(), ", the model takes [B, ",
+        2 * config_.latent_channels, ", T, H, W]");
+  const int64_t B = x.dim(0), T = x.dim(2), C = config_.width;
+  check(t.dim(0) == B && (t.dims() == 1 || (t.dims() == 2 && t.dim(1) == T)), "dit: t has shape ", t.shape(), " for x ",
+        x.shape());
+  const Grid grid{T, x.dim(3), x.dim(4), past ? past->frames : 0};
+  const auto [cos, sin] = rope_table(grid.first, T, grid.H, grid.W, C / config_.heads);
+  const Tensor temb = t_embedder_2(silu(t_embedder_0(time_features(t.dims() == 1 ? t.unsqueeze(1) : t))));
+  const int64_t Tm = temb.dim(1);
+  if (next) {
+    *next = past ? *past : StreamState{};
+    next->blocks.resize(blocks.size());
+    next->chunk += 1;
+    next->frames += T;
+  }
+  const Pass pass{grid, {cos, sin}, t_block(silu(temb)).reshape({B, Tm, 6, C}), text, past, next};
+
+  Tensor h = x_embedder(x.permute({0, 2, 3, 4, 1}).reshape({B, T, grid.tokens_per_frame(), -1}));
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    h = run_block(blocks[i], h, pass, i);
+    if (hook) hook(int64_t(i), h.reshape({B, grid.tokens(), C}));
+  }
+  const Tensor mod = final_table + temb.unsqueeze(2);  // [B, Tm, 2, C]
+  const Tensor out = final_linear(layer_norm_modulate(h, row(mod, 0), row(mod, 1), kBlockNormEps));
+  return out.reshape({B, T, grid.H, grid.W, -1}).permute({0, 4, 1, 2, 3});
+}
+
+}  // namespace rivulet

@@ -1,0 +1,253 @@
+#include "ops/attention.h"
+
+#include <cmath>
+#include <limits>
+
+#include "ops/fast_exp.h"
+#include "ops/gemm.h"
+#include "ops/rows.h"
+#include "tensor/parallel.h"
+
+namespace rivulet {
+namespace cpu {
+namespace {
+
+// A tile of scores stays in the second-level cache; a chunk of keys is the unit of work of the backward
+// pass, which keeps one partial dq per chunk.
+constexpr int64_t kQueryTile = 64, kKeyTile = 256, kKeyChunk = 1024;
+
+template <class T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  T* operator[](int64_t i) const { return data + i * stride; }
+};
+
+// The rows of one head of a [B, N, H, D] tensor.
+template <class T>
+Rows<T> head_rows(const Tensor& x, int64_t b, int64_t h) {
+  return {x.data<T>() + b * x.strides()[0] + h * x.strides()[2], x.strides()[1]};
+}
+
+// Everything that one (batch, head) reads.
+template <class T>
+struct Head {
+  Rows<T> q, k, v;
+  const uint8_t* mask;  // null when every key counts
+  int64_t d;
+  T scale2;  // scores are kept in base 2: scale * log2(e)
+
+  Head(const Tensor& q_, const Tensor& k_, const Tensor& v_, double scale, const Tensor& key_mask, int64_t b,
+       int64_t h)
+      : q(head_rows<T>(q_, b, h)),
+        k(head_rows<T>(k_, b, h)),
+        v(head_rows<T>(v_, b, h)),
+        mask(key_mask ? key_mask.data<uint8_t>() + b * key_mask.dim(1) : nullptr),
+        d(q_.dim(3)),
+        scale2(T(scale * kLog2E)) {}
+
+  // s [nq, nk] = scores of queries q0.. against keys k0.., -inf where masked.
+  void scores(int64_t q0, int64_t nq, int64_t k0, int64_t nk, T* s) const {
+    gemm<T>(false, true, nq, nk, d, scale2, q[q0], q.stride, k[k0], k.stride, T(0), s, nk, false);
+    if (mask == nullptr) return;
+    for (int64_t i = 0; i < nq; ++i)
+      for (int64_t j = 0; j < nk; ++j)
+        s[i * nk + j] = mask[k0 + j] ? s[i * nk + j] : -std::numeric_limits<T>::infinity();
+  }
+};
+
+// Turns a row of scores into weights relative to the largest score so far. Returns the factor by which
+// what was summed before must shrink.
+template <class T>
+T softmax_row(T* s, int64_t nk, T& row_max, T& row_sum) {
+  T top = row_max;
+#pragma omp simd reduction(max : top)
+  for (int64_t j = 0; j < nk; ++j) top = s[j] > top ? s[j] : top;
+  const T base = top == -std::numeric_limits<T>::infinity() ? T(0) : top;
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < nk; ++j) {
+    const T p = fast_exp2(s[j] - base);
+    s[j] = p;
+    sum += p;
+  }
+  const T shrink = fast_exp2(row_max - base);
+  row_max = top;
+  row_sum = row_sum * shrink + sum;
+  return shrink;
+}
+
+// The output rows q0 .. q0 + nq of one head.
+template <class T>
+void forward_tile(const Head<T>& head, int64_t q0, int64_t nq, int64_t m, Rows<T> out, T* lse) {
+  const int64_t d = head.d;
+  const auto s = scratch<T>(kQueryTile * kKeyTile), o = scratch<T>(nq * d);
+  T row_max[kQueryTile], row_sum[kQueryTile];
+  std::fill_n(row_max, nq, -std::numeric_limits<T>::infinity());
+  std::fill_n(row_sum, nq, T(0));
+  std::fill_n(o.get(), nq * d, T(0));
+  for (int64_t k0 = 0; k0 < m; k0 += kKeyTile) {
+    const int64_t nk = std::min(kKeyTile, m - k0);
+    head.scores(q0, nq, k0, nk, s.get());
+    for (int64_t i = 0; i < nq; ++i) {
+      const T shrink = softmax_row(s.get() + i * nk, nk, row_max[i], row_sum[i]);
+      for (int64_t c = 0; c < d; ++c) o[i * d + c] *= shrink;
+    }
+    gemm<T>(false, false, nq, d, nk, T(1), s.get(), nk, head.v[k0], head.v.stride, T(1), o.get(), d, false);
+  }
+  for (int64_t i = 0; i < nq; ++i) {
+    const bool empty = row_sum[i] == T(0);
+    const T inverse = empty ? T(0) : T(1) / row_sum[i];
+    for (int64_t c = 0; c < d; ++c) out[q0 + i][c] = o[i * d + c] * inverse;
+    lse[q0 + i] = empty ? std::numeric_limits<T>::infinity() : row_max[i] + std::log2(row_sum[i]);
+  }
+}
+
+// Gradients from keys k_begin .. k_end of one head: dk and dv of those keys, and their share of dq.
+template <class T>
+void backward_chunk(const Head<T>& head, Rows<T> dout, const T* lse, const T* delta, double scale, int64_t n,
+                    int64_t k_begin, int64_t k_end, Rows<T> dq, Rows<T> dk, Rows<T> dv) {
+  const int64_t d = head.d;
+  const auto p = scratch<T>(kQueryTile * kKeyTile), ds = scratch<T>(kQueryTile * kKeyTile);
+  for (int64_t q0 = 0; q0 < n; q0 += kQueryTile) {
+    const int64_t nq = std::min(kQueryTile, n - q0);
+    const T later_query = q0 == 0 ? T(0) : T(1);
+    for (int64_t k0 = k_begin; k0 < k_end; k0 += kKeyTile) {
+      const int64_t nk = std::min(kKeyTile, k_end - k0);
+      const T later_key = k0 == k_begin ? T(0) : T(1);
+      head.scores(q0, nq, k0, nk, p.get());
+      gemm<T>(false, true, nq, nk, d, T(1), dout[q0], dout.stride, head.v[k0], head.v.stride, T(0), ds.get(),
+              nk, false);
+      for (int64_t i = 0; i < nq; ++i) {
+        T *pi = p.get() + i * nk, *di = ds.get() + i * nk;
+        const T row_lse = lse[q0 + i], row_delta = delta[q0 + i];
+#pragma omp simd
+        for (int64_t j = 0; j < nk; ++j) {
+          pi[j] = fast_exp2(pi[j] - row_lse);
+          di[j] = T(scale) * pi[j] * (di[j] - row_delta);
+        }
+      }
+      gemm<T>(true, false, nk, d, nq, T(1), p.get(), nk, dout[q0], dout.stride, later_query, dv[k0],
+              dv.stride, false);
+      gemm<T>(true, false, nk, d, nq, T(1), ds.get(), nk, head.q[q0], head.q.stride, later_query, dk[k0],
+              dk.stride, false);
+      gemm<T>(false, false, nq, d, nk, T(1), ds.get(), nk, head.k[k0], head.k.stride, later_key, dq[q0],
+              dq.stride, false);
+    }
+  }
+}
+
+// delta [B, H, N] = dout . out
+template <class T>
+Tensor row_products(const Tensor& dout, const Tensor& out) {
+  const int64_t b = out.dim(0), n = out.dim(1), h = out.dim(2), d = out.dim(3);
+  Tensor delta({b, h, n}, out.dtype());
+  const T *g = dout.data<T>(), *y = out.data<T>();
+  T* to = delta.data<T>();
+  parallel_for(b * n, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t head = 0; head < h; ++head) {
+        const int64_t at = (row * h + head) * d;
+        T sum = 0;
+        for (int64_t c = 0; c < d; ++c) sum += g[at + c] * y[at + c];
+        to[(row / n * h + head) * n + row % n] = sum;
+      }
+  });
+  return delta;
+}
+
+}  // namespace
+
+void attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, const Tensor& key_mask,
+               Tensor& out, Tensor& lse) {
+  dispatch_real(q.dtype(), "attention", [&]<class T>() {
+    const int64_t n = q.dim(1), h = q.dim(2), tiles = (n + kQueryTile - 1) / kQueryTile;
+    parallel_for(q.dim(0) * h * tiles, 1, [&](int64_t task, int64_t) {
+      const int64_t bh = task / tiles, q0 = task % tiles * kQueryTile;
+      const Head<T> head(q, k, v, scale, key_mask, bh / h, bh % h);
+      forward_tile(head, q0, std::min(kQueryTile, n - q0), k.dim(1), head_rows<T>(out, bh / h, bh % h),
+                   lse.data<T>() + bh * n);
+    });
+  });
+}
+
+void attention_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                        const Tensor& key_mask, const Tensor& out, const Tensor& lse, Tensor& dq, Tensor& dk,
+                        Tensor& dv) {
+  const int64_t n = q.dim(1), m = k.dim(1), h = q.dim(2), chunks = (m + kKeyChunk - 1) / kKeyChunk;
+  // One dq per chunk of keys, added up in order, so that the result does not depend on the threads.
+  Tensors parts(chunks);
+  for (int64_t c = 0; c < chunks; ++c) parts[c] = c == 0 ? dq : empty_like(dq);
+  dispatch_real(q.dtype(), "attention", [&]<class T>() {
+    const Tensor delta = row_products<T>(dout, out);
+    parallel_for(q.dim(0) * h * chunks, 1, [&](int64_t task, int64_t) {
+      const int64_t bh = task / chunks, chunk = task % chunks, b = bh / h, i = bh % h;
+      backward_chunk(Head<T>(q, k, v, scale, key_mask, b, i), head_rows<T>(dout, b, i),
+                     lse.data<T>() + bh * n, delta.data<T>() + bh * n, scale, n, chunk * kKeyChunk,
+                     std::min(m, (chunk + 1) * kKeyChunk), head_rows<T>(parts[chunk], b, i),
+                     head_rows<T>(dk, b, i), head_rows<T>(dv, b, i));
+    });
+  });
+  for (int64_t c = 1; c < chunks; ++c) dq.add_in_place(parts[c]);
+}
+
+}  // namespace cpu
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, const Tensor& key_mask) {
+  check(q.dims() == 4 && k.dims() == 4, "attention: q has shape ", q.shape(), ", k ", k.shape(),
+        ", wanted [B, N, H, D] and [B, M, H, D]");
+  check(k.shape() == v.shape(), "attention: k has shape ", k.shape(), ", v ", v.shape());
+  check(q.dim(0) == k.dim(0) && q.dim(2) == k.dim(2) && q.dim(3) == k.dim(3), "attention: q has shape ",
+        q.shape(), ", k ", k.shape());
+  check(k.numel() > 0, "attention: k has shape ", k.shape(), ", wanted at least one key");
+  check(k.dtype() == q.dtype() && v.dtype() == q.dtype(), "attention: q is ", q.dtype(), ", k ", k.dtype(),
+        ", v ", v.dtype());
+  check(!key_mask || key_mask.shape() == Shape{k.dim(0), k.dim(1)}, "attention: key_mask has shape ",
+        key_mask.shape(), ", k ", k.shape());
+  check(!key_mask || key_mask.dtype() == DType::u8, "attention: key_mask is ", key_mask.dtype(),
+        ", wanted u8");
+  if (is_half(q.dtype()))
+    return attention(q.to(DType::f32), k.to(DType::f32), v.to(DType::f32), scale, key_mask).to(q.dtype());
+
+  const Tensor qd = dense_rows(q), kd = dense_rows(k), vd = dense_rows(v);
+  const Tensor mask = key_mask ? key_mask.contiguous() : key_mask;
+  Tensor out(q.shape(), q.dtype(), q.device());
+  Tensor lse({q.dim(0), q.dim(2), q.dim(1)}, q.dtype(), q.device());
+  ON_DEVICE(q, attention(qd, kd, vd, scale, mask, out, lse));
+  return record("attention", out, {qd, kd, vd},
+                [=, q = qd.detach(), k = kd.detach(), v = vd.detach()](const Tensor& dout) -> Tensors {
+                  Tensor dq = empty_like(q), dk = empty_like(k), dv = empty_like(v);
+                  const Tensor g = dout.contiguous();
+                  ON_DEVICE(q, attention_backward(g, q, k, v, scale, mask, out, lse, dq, dk, dv));
+                  return {dq, dk, dv};
+                });
+}
+
+const OpCase& attention_case() {
+  static const OpCase kCase = {
+      .name = "attention",
+      .run = [](const Tensors& in) -> Tensors {
+        return {attention(in[0], in[1], in[2], 1 / std::sqrt(double(in[0].dim(3))),
+                          in.size() > 3 ? in[3] : Tensor())};
+      },
+      .check = {{{2, 5, 3, 7}, {2, 9, 3, 7}, {2, 9, 3, 7}},
+                {{1, 1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1}},
+                {{2, 3, 2, 4}, {2, 6, 2, 4}, {2, 6, 2, 4}, {2, 6}},
+                {{1, 67, 1, 1}, {1, 258, 1, 1}, {1, 258, 1, 1}}},
+      .bench = {{{1, 1728, 4, 32}, {1, 5184, 4, 32}, {1, 5184, 4, 32}},
+                {{1, 2640, 4, 112}, {1, 9680, 4, 112}, {1, 9680, 4, 112}}},
+      .bytes = [](const Shapes& s) { return bytes_of(s) + bytes_of({s[0]}); },
+      .flops = [](const Shapes& s) { return 4.0 * s[0].numel() * s[1][1]; },
+      .fill =
+          [](const Shape& shape, int i, Rng& rng, DType dtype) {
+            if (i < 3) return randn(shape, rng, dtype);
+            Tensor mask(shape, DType::u8);  // the last batch entry may attend to nothing
+            for (int64_t j = 0; j < mask.numel(); ++j)
+              mask.data<uint8_t>()[j] = j / shape[1] + 1 < shape[0] && rng.uniform() < 0.7;
+            return mask;
+          },
+  };
+  return kCase;
+}
+
+}  // namespace rivulet

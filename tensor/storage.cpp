@@ -1,0 +1,90 @@
+#include "tensor/storage.h"
+
+#include <atomic>
+#include <cstdlib>
+
+namespace rivulet {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+int64_t round_up(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Accounting only; no behaviour depends on these.
+std::atomic<int64_t> bytes_now{0}, bytes_peak{0};
+
+void* allocate_cpu(int64_t bytes) {
+  void* p = std::aligned_alloc(kAlignment, size_t(round_up(std::max<int64_t>(bytes, 1))));
+  check(p != nullptr, "out of memory: asked for ", bytes, " bytes, tensors hold ", bytes_now.load());
+  const int64_t now = bytes_now += bytes;
+  int64_t peak = bytes_peak.load();
+  while (now > peak && !bytes_peak.compare_exchange_weak(peak, now)) {
+  }
+  return p;
+}
+
+void release_cpu(void* p, int64_t bytes) {
+  bytes_now -= bytes;
+  std::free(p);
+}
+
+}  // namespace
+
+struct Arena::Block {
+  char* base;
+  int64_t capacity;
+  Device device;
+  int64_t used = 0;
+  std::atomic<int64_t> live{0};
+  Block(int64_t capacity, Device device)
+      : base(static_cast<char*>(allocate_cpu(capacity))), capacity(capacity), device(device) {}
+  ~Block() { release_cpu(base, capacity); }
+};
+
+namespace {
+thread_local std::shared_ptr<Arena::Block> current_arena;
+}
+
+std::shared_ptr<Storage> Storage::allocate(int64_t bytes, Device device) {
+  check(bytes >= 0, "storage: asked for ", bytes, " bytes");
+  check(device == Device::cpu, "storage: this build has no allocator for device ", device);
+  if (const auto block = current_arena; block && block->device == device) {
+    check(block->used + round_up(bytes) <= block->capacity, "arena: asked for ", bytes, " bytes, ",
+          block->used, " of ", block->capacity, " are in use");
+    void* p = block->base + block->used;
+    block->used += round_up(bytes);
+    ++block->live;
+    return borrow(p, bytes, device, [block] { --block->live; });
+  }
+  void* p = allocate_cpu(bytes);
+  return borrow(p, bytes, device, [p, bytes] { release_cpu(p, bytes); });
+}
+
+std::shared_ptr<Storage> Storage::borrow(void* data, int64_t bytes, Device device,
+                                         std::function<void()> release) {
+  return std::shared_ptr<Storage>(new Storage(data, bytes, device, std::move(release)));
+}
+
+Storage::~Storage() {
+  if (release_) release_();
+}
+
+MemoryUse cpu_memory() { return {bytes_now.load(), bytes_peak.load()}; }
+
+Arena::Arena(int64_t capacity, Device device) {
+  check(device == Device::cpu, "arena: this build has no allocator for device ", device);
+  block_ = std::make_shared<Block>(capacity, device);
+}
+Arena::~Arena() = default;
+
+void Arena::reset() {
+  check(block_->live == 0, "arena: ", block_->live.load(), " tensors of the last step are still alive");
+  block_->used = 0;
+}
+int64_t Arena::used() const { return block_->used; }
+int64_t Arena::capacity() const { return block_->capacity; }
+
+ArenaScope::ArenaScope(Arena& arena) : previous_(std::move(current_arena)) { current_arena = arena.block_; }
+ArenaScope::~ArenaScope() { current_arena = std::move(previous_); }
+
+}  // namespace rivulet
