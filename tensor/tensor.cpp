@@ -135,12 +135,4 @@ Tensor arange(int64_t n, DType dtype, Device device) {
 Tensor empty_like(const Tensor& x) { return Tensor(x.shape(), x.dtype(), x.device()); }
 Tensor zeros_like(const Tensor& x) { return zeros(x.shape(), x.dtype(), x.device()); }
 
-Tensor sum_to(const Tensor& g, const Shape& shape) {
-  if (g.shape() == shape) return g;
-  check_broadcasts(Tensor(shape, g.dtype(), Device::meta), g, "sum_to");
-  const Tensor out(shape, g.dtype(), g.device());
-  ON_DEVICE(g, sum_to(out, g));
-  return out;
-}
-
 }  // namespace rivulet
