@@ -3,22 +3,12 @@
 #include "ops/elementwise.h"
 #include "ops/fast_math.h"
 #include "ops/half.h"
+#include "ops/rows.h"
 #include "tensor/autograd.h"
-#include "tensor/parallel.h"
 
 namespace rivulet {
 namespace cpu {
 namespace {
-
-// f(row) over the rows of x.
-template <class F>
-void for_rows(const Tensor& x, F&& f) {
-  const int64_t c = x.dim(-1);
-  if (c == 0) return;
-  parallel_for(x.numel() / c, std::max<int64_t>(1, 16384 / c), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) f(row);
-  });
-}
 
 // The largest of n values; NaN if there is one.
 template <class T>
