@@ -38,7 +38,7 @@ Editor tiny_editor(bool trained_output = true) {
 
 Tensor frames(int64_t n, uint64_t seed) {
   Rng rng{seed};
-  return to_u8(rand_uniform({n, 8, 12, 3}, 0, 1, rng));
+  return unit_to_u8(rand_uniform({n, 8, 12, 3}, 0, 1, rng));
 }
 
 bool same(const Tensor& a, const Tensor& b) { return a.to_vector() == b.to_vector(); }
@@ -93,7 +93,7 @@ TEST_CASE("a state of another frame size is refused") {
   EditState state;
   editor.step(frames(3, 1), editor.encode("red"), state);
   Rng rng{1};
-  const Tensor larger = to_u8(rand_uniform({3, 16, 12, 3}, 0, 1, rng));
+  const Tensor larger = unit_to_u8(rand_uniform({3, 16, 12, 3}, 0, 1, rng));
   CHECK_THROWS_WITH_AS(editor.step(larger, editor.encode("red"), state), doctest::Contains("frame size"), Error);
   CHECK_THROWS_WITH_AS(editor.step(frames(2, 1), editor.encode("red"), state), doctest::Contains("[2, 8, 12, 3]"), Error);
 }

@@ -23,9 +23,9 @@ Tensor edit_clip(const Editor& editor, const Tensor& frames, const std::string& 
 Tensor sample_sheet(const Editor& editor, const std::vector<Sample>& samples, uint64_t seed) {
   Tensors rows;
   for (const Sample& sample : samples) {
-    const Tensor edited = edit_clip(editor, to_u8(sample.source), sample.instruction, seed);
+    const Tensor edited = edit_clip(editor, unit_to_u8(sample.source), sample.instruction, seed);
     const int64_t last = edited.dim(0) - 1;
-    rows.push_back(cat({to_u8(sample.source).select(0, last), edited.select(0, last), to_u8(sample.target).select(0, last)}, 1));
+    rows.push_back(cat({unit_to_u8(sample.source).select(0, last), edited.select(0, last), unit_to_u8(sample.target).select(0, last)}, 1));
   }
   return cat(rows, 0);
 }
