@@ -1,45 +1,301 @@
+// A packed, register-tiled product after Goto and van de Geijn, "Anatomy of High-Performance Matrix
+// Multiplication" (2008). Slabs of A and B are copied into panels that the micro-kernel reads front to
+// back; the micro-kernel keeps a small tile of C in registers. Every element of C is one sum in an order
+// that depends on k alone, so neither tiling nor threads change a bit of the result.
 #include "ops/gemm.h"
 
-// Threads are ours: tiles of C, so that the split does not depend on how many there are.
-#define EIGEN_DONT_PARALLELIZE
-// GCC 12 takes the undefined lanes of its own AVX-512 intrinsics for a mistake.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <Eigen/Core>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
 
 #include "tensor/parallel.h"
 
 namespace rivulet::cpu {
 namespace {
 
-template <class T>
-using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-template <class T>
-using ConstMap = Eigen::Map<const Matrix<T>, 0, Eigen::OuterStride<>>;
-template <class T>
-using MutableMap = Eigen::Map<Matrix<T>, 0, Eigen::OuterStride<>>;
+// The register tile is kRowTile rows by two vectors: it fills the register file but for the two vectors
+// of B and the broadcast of A.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRowTile = 14;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32, kRowTile = 6;
+#else
+constexpr int kVectorBytes = 16, kRowTile = 6;
+#endif
+constexpr int64_t kDepth = 256;            // k of a slab: a panel of B stays in the first-level cache
+constexpr int64_t kPackedBytes = 8 << 20;  // scratch for B; wider products take several rounds
 
-// One tile of C, rows x cols, on this thread.
 template <class T>
-void gemm_tile(bool trans_a, bool trans_b, int64_t rows, int64_t cols, int64_t k, T alpha, const T* a,
-               int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
-  MutableMap<T> out(c, rows, cols, Eigen::OuterStride<>(ldc));
-  if (beta == T(0)) {
-    out.setZero();
-  } else if (beta != T(1)) {
-    out *= beta;
+constexpr int kLanes = kVectorBytes / sizeof(T);
+template <class T>
+constexpr int kColTile = 2 * kLanes<T>;
+
+template <class T, int bytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(bytes)));
+  typedef T unaligned __attribute__((vector_size(bytes), aligned(sizeof(T)), may_alias));
+};
+template <class T, int bytes = kVectorBytes>
+using Vector = typename VectorOf<T, bytes>::type;
+template <class T, int bytes = kVectorBytes>
+Vector<T, bytes> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T, bytes>::unaligned*>(p);
+}
+template <class T, int bytes = kVectorBytes>
+void store(T* p, Vector<T, bytes> v) {
+  *reinterpret_cast<typename VectorOf<T, bytes>::unaligned*>(p) = v;
+}
+
+// What is added to a tile: beta * d (d may be C itself, or a bias with ld 0), or nothing when beta is 0.
+template <class T>
+struct Addend {
+  T beta;
+  const T* d;
+  int64_t ld;
+};
+
+// c[rows, cols] = alpha * A panel * B panel + addend. The panels are [depth][R] and [depth][V * lanes];
+// rows <= R and cols <= V * lanes are the part that exists.
+template <class T, int R, int V>
+void micro_kernel(int64_t depth, const T* a, const T* b, T alpha, Addend<T> add, T* c, int64_t ldc,
+                  int64_t rows, int64_t cols) {
+  constexpr int L = kLanes<T>;
+  Vector<T> acc[R][V] = {};
+  for (int64_t p = 0; p < depth; ++p, a += R, b += V * L) {
+    Vector<T> bv[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) bv[v] = load(b + v * L);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) acc[r][v] += a[r] * bv[v];
+    }
   }
-  const ConstMap<T> ma(a, trans_a ? k : rows, trans_a ? rows : k, Eigen::OuterStride<>(lda));
-  const ConstMap<T> mb(b, trans_b ? cols : k, trans_b ? k : cols, Eigen::OuterStride<>(ldb));
-  if (trans_a && trans_b) {
-    out.noalias() += alpha * (ma.transpose() * mb.transpose());
-  } else if (trans_a) {
-    out.noalias() += alpha * (ma.transpose() * mb);
-  } else if (trans_b) {
-    out.noalias() += alpha * (ma * mb.transpose());
+  if (rows == R && cols == V * L) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        Vector<T> out = alpha * acc[r][v];
+        if (add.beta != T(0)) out += add.beta * load(add.d + r * add.ld + v * L);
+        store(c + r * ldc + v * L, out);
+      }
+    }
+    return;
+  }
+  T tile[R][V * L];
+  std::memcpy(tile, acc, sizeof(tile));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < cols; ++j) {
+      T out = alpha * tile[r][j];
+      if (add.beta != T(0)) out += add.beta * add.d[r * add.ld + j];
+      c[r * ldc + j] = out;
+    }
+  }
+}
+
+template <class T>
+using MicroKernel = void (*)(int64_t, const T*, const T*, T, Addend<T>, T*, int64_t, int64_t, int64_t);
+
+// Kernels for 2, 4, ... kRowTile rows by one or two vectors, so that edges do not pay for a full tile.
+template <class T>
+MicroKernel<T> kernel_for(int64_t panel_rows, int64_t panel_cols) {
+  static constexpr auto table = []<int... I>(std::integer_sequence<int, I...>) {
+    return std::array<std::array<MicroKernel<T>, 2>, sizeof...(I)>{
+        {{micro_kernel<T, 2 * (I + 1), 1>, micro_kernel<T, 2 * (I + 1), 2>}...}};
+  }
+  (std::make_integer_sequence<int, kRowTile / 2>{});
+  return table[panel_rows / 2 - 1][panel_cols / kLanes<T> - 1];
+}
+
+// Height of the panel that holds `rows` rows, and width of the one that holds `cols` columns.
+int64_t panel_height(int64_t rows) { return std::min<int64_t>(kRowTile, (rows + 1) / 2 * 2); }
+template <class T>
+int64_t panel_width(int64_t cols) {
+  return cols > kLanes<T> ? kColTile<T> : kLanes<T>;
+}
+
+// dst[q * step + r] = src[r * ld + q] for r, q < 4.
+template <class T>
+void transpose4(const T* src, int64_t ld, T* dst, int64_t step) {
+  if constexpr (4 * sizeof(T) > kVectorBytes) {
+    for (int64_t q = 0; q < 4; ++q)
+      for (int64_t r = 0; r < 4; ++r) dst[q * step + r] = src[r * ld + q];
   } else {
-    out.noalias() += alpha * (ma * mb);
+    constexpr int kBytes = 4 * sizeof(T);
+    const auto r0 = load<T, kBytes>(src), r1 = load<T, kBytes>(src + ld);
+    const auto r2 = load<T, kBytes>(src + 2 * ld), r3 = load<T, kBytes>(src + 3 * ld);
+    const auto lo01 = __builtin_shufflevector(r0, r1, 0, 4, 1, 5),
+               hi01 = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+    const auto lo23 = __builtin_shufflevector(r2, r3, 0, 4, 1, 5),
+               hi23 = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+    store<T, kBytes>(dst, __builtin_shufflevector(lo01, lo23, 0, 1, 4, 5));
+    store<T, kBytes>(dst + step, __builtin_shufflevector(lo01, lo23, 2, 3, 6, 7));
+    store<T, kBytes>(dst + 2 * step, __builtin_shufflevector(hi01, hi23, 0, 1, 4, 5));
+    store<T, kBytes>(dst + 3 * step, __builtin_shufflevector(hi01, hi23, 2, 3, 6, 7));
   }
+}
+
+// Copies `lines` rows of op(A) (or columns of op(B)) into one panel [depth][width], zeros after them.
+// along_k says that a line's elements are neighbours in memory; otherwise the lines are.
+template <class T>
+void pack_panel(const T* src, int64_t ld, bool along_k, int64_t lines, int64_t width, int64_t depth, T* dst) {
+  if (!along_k) {
+    for (int64_t p = 0; p < depth; ++p) {
+      std::memcpy(dst + p * width, src + p * ld, lines * sizeof(T));
+      std::fill(dst + p * width + lines, dst + (p + 1) * width, T(0));
+    }
+    return;
+  }
+  if (lines < width) std::fill(dst, dst + depth * width, T(0));
+  if (lines < 4) {
+    for (int64_t r = 0; r < lines; ++r)
+      for (int64_t p = 0; p < depth; ++p) dst[p * width + r] = src[r * ld + p];
+    return;
+  }
+  const int64_t whole = depth / 4 * 4;
+  for (int64_t p = 0; p < whole; p += 4) {
+    // The last group overlaps the one before when lines is not a multiple of 4.
+    for (int64_t r = 0; r < lines; r += 4) {
+      const int64_t first = std::min(r, lines - 4);
+      transpose4(src + first * ld + p, ld, dst + p * width + first, width);
+    }
+  }
+  for (int64_t p = whole; p < depth; ++p)
+    for (int64_t r = 0; r < lines; ++r) dst[p * width + r] = src[r * ld + p];
+}
+
+template <class T>
+struct Problem {
+  bool trans_a, trans_b;
+  int64_t m, n, k;
+  T alpha;
+  const T *a, *b;
+  int64_t lda, ldb;
+  T* c;
+  int64_t ldc;
+  bool parallel;
+
+  // Address of op(A)[i][p] and op(B)[p][j].
+  const T* a_at(int64_t i, int64_t p) const { return a + (trans_a ? p * lda + i : i * lda + p); }
+  const T* b_at(int64_t p, int64_t j) const { return b + (trans_b ? j * ldb + p : p * ldb + j); }
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+std::unique_ptr<T[], decltype(&std::free)> scratch(int64_t elements) {
+  const size_t bytes = ceil_div(elements * int64_t(sizeof(T)), 64) * 64;
+  T* p = static_cast<T*>(std::aligned_alloc(64, bytes));
+  if (!p) throw std::bad_alloc();
+  return {p, &std::free};
+}
+
+// Rows [i0, i0 + m) by columns [j0, j0 + n) of C. packed_b holds columns from j0 on: for each slab of k all
+// its panels, `b_slab` elements to the next slab. A is packed here, so it stays in this core's cache.
+template <class T>
+void multiply_block(const Problem<T>& x, int64_t i0, int64_t m, int64_t j0, int64_t n, int64_t step_k,
+                    const T* packed_b, int64_t b_slab, Addend<T> add, T* packed_a) {
+  for (int64_t p = 0; p < std::max<int64_t>(x.k, 1); p += step_k, packed_b += b_slab) {
+    const int64_t depth = std::min(step_k, x.k - p);
+    const Addend<T> here = p == 0 ? add : Addend<T>{1, x.c, x.ldc};
+    for (int64_t i = 0; i < m; i += kRowTile) {
+      const int64_t rows = std::min<int64_t>(kRowTile, m - i);
+      pack_panel(x.a_at(i0 + i, p), x.lda, !x.trans_a, rows, panel_height(rows), depth,
+                 packed_a + i * step_k);
+    }
+    for (int64_t j = 0; j < n; j += kColTile<T>) {
+      for (int64_t i = 0; i < m; i += kRowTile) {
+        const int64_t rows = std::min<int64_t>(kRowTile, m - i), cols = std::min<int64_t>(kColTile<T>, n - j);
+        const Addend<T> tile{here.beta, here.d + (i0 + i) * here.ld + j0 + j, here.ld};
+        kernel_for<T>(panel_height(rows), panel_width<T>(cols))(
+            depth, packed_a + i * step_k, packed_b + j * step_k, x.alpha, tile,
+            x.c + (i0 + i) * x.ldc + j0 + j, x.ldc, rows, cols);
+      }
+    }
+  }
+}
+
+// Columns [j0, j0 + n) of C: packs that part of B once for everybody, then shares out blocks of C.
+template <class T>
+void multiply_columns(const Problem<T>& x, int64_t j0, int64_t n, int64_t step_k, Addend<T> add,
+                      T* packed_b) {
+  const int64_t slabs = std::max<int64_t>(1, ceil_div(x.k, step_k)), col_panels = ceil_div(n, kColTile<T>);
+  const int64_t row_panels = ceil_div(x.m, kRowTile), total = slabs * col_panels;
+  const int64_t b_slab = col_panels * kColTile<T> * step_k;
+  parallel_for(total, x.parallel ? 4 : total, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t slab = panel / col_panels, j = panel % col_panels * kColTile<T>, p = slab * step_k;
+      const int64_t cols = std::min<int64_t>(kColTile<T>, n - j), depth = std::min(step_k, x.k - p);
+      pack_panel(x.b_at(p, j0 + j), x.ldb, x.trans_b, cols, panel_width<T>(cols), depth,
+                 packed_b + slab * b_slab + j * step_k);
+    }
+  });
+  // Eight panels of A fit the second-level cache. Fewer, and part of the columns, when threads would idle.
+  int64_t rows_each = 8, cols_each = col_panels;
+  const auto blocks = [&] { return ceil_div(row_panels, rows_each) * ceil_div(col_panels, cols_each); };
+  while (x.parallel && blocks() < 4 * num_threads() && rows_each > 1) rows_each /= 2;
+  while (x.parallel && blocks() < 2 * num_threads() && cols_each > 1) cols_each = ceil_div(cols_each, 2);
+  const int64_t across = ceil_div(col_panels, cols_each), block_count = blocks();
+  parallel_for(block_count, x.parallel ? 1 : block_count, [&](int64_t begin, int64_t end) {
+    const auto packed_a = scratch<T>(rows_each * kRowTile * step_k);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t i = block / across * rows_each * kRowTile, j = block % across * cols_each * kColTile<T>;
+      multiply_block(x, i, std::min(rows_each * kRowTile, x.m - i), j0 + j,
+                     std::min(cols_each * kColTile<T>, n - j), step_k, packed_b + j * step_k, b_slab, add,
+                     packed_a.get());
+    }
+  });
+}
+
+template <class T>
+T dot(const T* x, const T* y, int64_t n) {
+  constexpr int L = kLanes<T>;
+  Vector<T> s0{}, s1{}, s2{}, s3{};
+  int64_t i = 0;
+  for (; i + 4 * L <= n; i += 4 * L) {
+    s0 += load(x + i) * load(y + i);
+    s1 += load(x + i + L) * load(y + i + L);
+    s2 += load(x + i + 2 * L) * load(y + i + 2 * L);
+    s3 += load(x + i + 3 * L) * load(y + i + 3 * L);
+  }
+  const Vector<T> s = (s0 + s1) + (s2 + s3);
+  T sum = 0;
+  for (int l = 0; l < L; ++l) sum += s[l];
+  for (; i < n; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+// A few rows times W^T: bound by reading W once, so packing it would double the work.
+template <class T>
+void multiply_few_rows(const Problem<T>& x, Addend<T> add) {
+  parallel_for(x.n, x.parallel ? std::max<int64_t>(1, 65536 / x.k) : x.n, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      for (int64_t i = 0; i < x.m; ++i) {
+        T out = x.alpha * dot(x.a + i * x.lda, x.b + j * x.ldb, x.k);
+        if (add.beta != T(0)) out += add.beta * add.d[i * add.ld + j];
+        x.c[i * x.ldc + j] = out;
+      }
+    }
+  });
+}
+
+template <class T>
+void multiply(Problem<T> x, Addend<T> add) {
+  if (x.m == 0 || x.n == 0) return;
+  // Below this a parallel region costs more than it saves.
+  if (x.m * x.n * x.k < 64 * 64 * 32) x.parallel = false;
+  if (x.m <= 4 && !x.trans_a && x.trans_b) return multiply_few_rows(x, add);
+  const int64_t slabs = std::max<int64_t>(1, ceil_div(x.k, kDepth)),
+                step_k = std::max<int64_t>(1, ceil_div(x.k, slabs));
+  const int64_t most = kPackedBytes / int64_t(sizeof(T)) / (slabs * step_k);
+  const int64_t step_n = std::min(x.n, std::max<int64_t>(8, most / kColTile<T>) * kColTile<T>);
+  const auto packed_b = scratch<T>((step_n + kColTile<T>)*slabs * step_k);
+  for (int64_t j = 0; j < x.n; j += step_n)
+    multiply_columns(x, j, std::min(step_n, x.n - j), step_k, add, packed_b.get());
 }
 
 }  // namespace
@@ -47,24 +303,23 @@ void gemm_tile(bool trans_a, bool trans_b, int64_t rows, int64_t cols, int64_t k
 template <class T>
 void gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t lda,
           const T* b, int64_t ldb, T beta, T* c, int64_t ldc, bool parallel) {
-  if (m == 0 || n == 0) return;
-  // Tiles large enough that packing is paid back, small enough that a few threads all get some.
-  constexpr int64_t kRows = 256, kCols = 512;
-  const int64_t row_tiles = (m + kRows - 1) / kRows, col_tiles = (n + kCols - 1) / kCols;
-  const auto run_tile = [&](int64_t tile) {
-    const int64_t i = tile / col_tiles * kRows, j = tile % col_tiles * kCols;
-    gemm_tile(trans_a, trans_b, std::min(kRows, m - i), std::min(kCols, n - j), k, alpha,
-              a + (trans_a ? i : i * lda), lda, b + (trans_b ? j * ldb : j), ldb, beta, c + i * ldc + j, ldc);
-  };
-  const int64_t tiles = row_tiles * col_tiles;
-  parallel_for(tiles, parallel ? 1 : tiles, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) run_tile(tile);
-  });
+  multiply<T>({trans_a, trans_b, m, n, k, alpha, a, b, lda, ldb, c, ldc, parallel}, {beta, c, ldc});
+}
+
+template <class T>
+void gemm_bias(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t lda,
+               const T* b, int64_t ldb, const T* bias, T* c, int64_t ldc, bool parallel) {
+  multiply<T>({trans_a, trans_b, m, n, k, alpha, a, b, lda, ldb, c, ldc, parallel},
+              bias ? Addend<T>{1, bias, 0} : Addend<T>{0, c, ldc});
 }
 
 template void gemm<float>(bool, bool, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*,
                           int64_t, float, float*, int64_t, bool);
 template void gemm<double>(bool, bool, int64_t, int64_t, int64_t, double, const double*, int64_t,
                            const double*, int64_t, double, double*, int64_t, bool);
+template void gemm_bias<float>(bool, bool, int64_t, int64_t, int64_t, float, const float*, int64_t,
+                               const float*, int64_t, const float*, float*, int64_t, bool);
+template void gemm_bias<double>(bool, bool, int64_t, int64_t, int64_t, double, const double*, int64_t,
+                                const double*, int64_t, const double*, double*, int64_t, bool);
 
 }  // namespace rivulet::cpu

@@ -30,23 +30,27 @@ struct StridedLoop {
     }
   }
 
-  // row(offsets[K], n): the innermost run of n elements, strides given by inner(k).
+  // row(offsets[K], n): runs of n elements along the innermost dim, strides given by inner(k). Long runs
+  // come in pieces, so that one dense tensor is shared out too.
   template <class F>
   void for_each_row(F&& row) const {
+    constexpr int64_t kPiece = 32768;
     const int inner_dim = shape.size() - 1;
-    const int64_t n = shape[inner_dim];
+    const int64_t n = shape[inner_dim], cuts = (n + kPiece - 1) / kPiece;
     const int64_t rows = n == 0 ? 0 : shape.numel() / n;
-    parallel_for(rows, std::max<int64_t>(1, 32768 / std::max<int64_t>(n, 1)),
+    parallel_for(rows * cuts, std::max<int64_t>(1, kPiece / std::max<int64_t>(n, 1)),
                  [&](int64_t begin, int64_t end) {
                    for (int64_t r = begin; r < end; ++r) {
-                     std::array<int64_t, K> offset{};
-                     int64_t rest = r;
+                     const int64_t first = r % cuts * kPiece;
+                     std::array<int64_t, K> offset;
+                     for (int k = 0; k < K; ++k) offset[k] = first * strides[k][inner_dim];
+                     int64_t rest = r / cuts;
                      for (int d = inner_dim - 1; d >= 0; --d) {
                        const int64_t i = rest % shape[d];
                        rest /= shape[d];
                        for (int k = 0; k < K; ++k) offset[k] += i * strides[k][d];
                      }
-                     row(offset, n);
+                     row(offset, std::min(kPiece, n - first));
                    }
                  });
   }

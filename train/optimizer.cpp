@@ -20,7 +20,8 @@ double clip_scale(double norm, double max_norm) {
 }
 
 void zero_grad(const NamedTensors& params) {
-  for (const auto& [name, param] : params) param.set_grad({});
+  for (const auto& [name, param] : params)
+    if (param.autograd()) param.set_grad({});
 }
 
 AdamW::AdamW(NamedTensors params, AdamWOptions options) : options_(std::move(options)) {

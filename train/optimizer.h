@@ -10,13 +10,13 @@ namespace rivulet {
 // The parameters whose full name matches `pattern` (shell style: * ? [..]). The first match counts.
 struct ParamGroup {
   std::string pattern;
-  double lr_scale = 1;                 // 0 leaves the group as it is; its gradients still count in the norm
-  std::optional<double> weight_decay;  // in place of the optimizer's own
+  double lr_scale = 1;  // 0 leaves the group as it is; its gradients still count in the norm
+  std::optional<double> weight_decay = {};  // in place of the optimizer's own
 };
 
 struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
-  std::vector<ParamGroup> groups;
+  std::vector<ParamGroup> groups = {};
 };
 
 // L2 norm of all gradients together, summed in f64 in list order. Parameters without a gradient count 0.

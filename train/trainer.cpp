@@ -1,5 +1,6 @@
 #include "train/trainer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -55,6 +56,9 @@ Trainer::Trainer(TrainConfig config, NamedTensors params, StepFn loss_of)
       ema_(params_, config_.ema_decay, config_.ema_start),
       rng_{static_cast<uint64_t>(config_.seed), 0} {
   check(!params_.empty(), "Trainer: there are no parameters");
+  for (const auto& [name, param] : params_)
+    check(param.autograd() != nullptr, "Trainer: ", name,
+          " does not share its gradient with the model's own tensor; list parameters with named_tensors()");
   set_requires_grad(params_, true);
 }
 
@@ -93,6 +97,9 @@ Json Trainer::step() {
     loss += value * share;
     for (const auto& [name, number] : result.metrics) extra[name] = extra.value(name, 0.0) + number * share;
   }
+  const bool reached =
+      std::any_of(params_.begin(), params_.end(), [](auto& p) { return p.second.grad().defined(); });
+  check(reached, "train: no parameter got a gradient from the loss of step ", steps_done_);
   const double norm = grad_norm(params_), lr = config_.schedule.at(steps_done_);
   check(std::isfinite(norm), "train: the gradient norm of step ", steps_done_, " is ", norm);
   optimizer_.step(lr, clip_scale(norm, config_.clip_norm));

@@ -34,7 +34,7 @@ class MetricsLog {
 
 class Trainer {
  public:
-  // Sets requires_grad on the parameters.
+  // params: from named_tensors(), whose handles share their gradients with the model. Sets requires_grad.
   Trainer(TrainConfig config, NamedTensors params, StepFn loss_of);
 
   // Called after every config.sample_every steps and at the end, with the number of steps done, under NoGrad.

@@ -1,0 +1,246 @@
+#include "ops/conv.h"
+
+#include <cmath>
+
+#include "ops/gemm.h"
+#include "ops/rows.h"
+#include "tensor/parallel.h"
+
+namespace rivulet {
+namespace cpu {
+namespace {
+
+// Output positions per tile, and about how many columns of patches are gathered at a time: the patches of
+// a tile stay in the second-level cache.
+constexpr int64_t kRowTile = 128, kColumns = 2048;
+
+// Gathers patches of x [B, T, H, W, C] as rows of a matrix. A patch is cut into runs: the kw * C values of
+// one (kt, kh) tap row.
+template <class T>
+struct Patches {
+  const T* x;
+  ConvGeometry g;
+  std::array<int64_t, 3> in, out, k;
+  int64_t c, run;
+
+  Patches(const Tensor& x_, const ConvGeometry& geometry, const Shape& y, std::array<int64_t, 3> kernel)
+      : x(x_.data<T>()),
+        g(geometry),
+        in{x_.dim(1), x_.dim(2), x_.dim(3)},
+        out{y[1], y[2], y[3]},
+        k(kernel),
+        c(x_.dim(4)),
+        run(k[2] * c) {}
+
+  int64_t tap_rows() const { return k[0] * k[1]; }
+
+  // Where tap u of output position o reads along `dim`; -1 for a zero.
+  int64_t source(int dim, int64_t o, int64_t u) const {
+    int64_t i = o * g.stride[dim] + u - g.before[dim];
+    if (g.transposed) {
+      i = o + g.before[dim] - u;
+      if (i % g.stride[dim] != 0) return -1;
+      i /= g.stride[dim];
+    }
+    return i >= 0 && i < in[dim] ? i : -1;
+  }
+
+  // One run, at output column `ox`, of the input row at `line`.
+  void gather_run(const T* line, int64_t ox, T* to) const {
+    const int64_t first = ox * g.stride[2] - g.before[2];
+    if (!g.transposed && first >= 0 && first + k[2] <= in[2]) {
+      std::copy_n(line + first * c, run, to);
+      return;
+    }
+    for (int64_t u = 0; u < k[2]; ++u, to += c) {
+      const int64_t i = source(2, ox, u);
+      if (i < 0)
+        std::fill_n(to, c, T(0));
+      else
+        std::copy_n(line + i * c, c, to);
+    }
+  }
+
+  // Tap rows begin .. end of the patches of output positions o .. o + n, as n dense rows.
+  void gather(int64_t o, int64_t n, int64_t begin, int64_t end, T* to) const {
+    for (int64_t i = o; i < o + n; ++i) {
+      const int64_t ox = i % out[2], oy = i / out[2] % out[1], ot = i / out[2] / out[1] % out[0];
+      const int64_t b = i / out[2] / out[1] / out[0];
+      for (int64_t tap = begin; tap < end; ++tap, to += run) {
+        const int64_t t = source(0, ot, tap / k[1]), y = source(1, oy, tap % k[1]);
+        if (t < 0 || y < 0)
+          std::fill_n(to, run, T(0));
+        else
+          gather_run(x + ((b * in[0] + t) * in[1] + y) * in[2] * c, ox, to);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvGeometry& geometry, Tensor& y) {
+  dispatch_real(x.dtype(), "conv", [&]<class T>() {
+    const Patches<T> patches(x, geometry, y.shape(), {w.dim(1), w.dim(2), w.dim(3)});
+    const int64_t co = w.dim(0), taps = patches.tap_rows(), columns = taps * patches.run;
+    const int64_t group = std::clamp<int64_t>(kColumns / patches.run, 1, taps);
+    parallel_for(y.numel() / co, kRowTile, [&](int64_t begin, int64_t end) {
+      const auto tile = scratch<T>(kRowTile * group * patches.run);
+      T* out = y.data<T>() + begin * co;
+      for (int64_t tap = 0; tap < taps; tap += group) {
+        const int64_t tap_end = std::min(taps, tap + group), width = (tap_end - tap) * patches.run;
+        patches.gather(begin, end - begin, tap, tap_end, tile.get());
+        gemm<T>(false, true, end - begin, co, width, T(1), tile.get(), width, w.data<T>() + tap * patches.run,
+                columns, tap == 0 ? T(0) : T(1), out, co, false);
+      }
+      if (!bias) return;
+      const T* add = bias.data<T>();
+      for (int64_t i = 0; i < end - begin; ++i)
+        for (int64_t j = 0; j < co; ++j) out[i * co + j] += add[j];
+    });
+  });
+}
+
+void conv3d_weight_grad(const Tensor& dy, const Tensor& x, const ConvGeometry& geometry, Tensor& dw) {
+  dispatch_real(x.dtype(), "conv", [&]<class T>() {
+    const Patches<T> patches(x, geometry, dy.shape(), {dw.dim(1), dw.dim(2), dw.dim(3)});
+    const int64_t co = dw.dim(0), run = patches.run, taps = patches.tap_rows(), columns = taps * run;
+    const int64_t rows = dy.numel() / co, tiles = (rows + kRowTile - 1) / kRowTile;
+    // Each task owns one tap row. Few tap rows: the positions are cut into parts as well, whose sums are
+    // added up in order.
+    const int64_t parts = std::clamp<int64_t>(8 / taps, 1, tiles),
+                  tiles_per_part = (tiles + parts - 1) / parts;
+    const Tensor sums = zeros({parts, co, columns}, x.dtype());
+    parallel_for(taps * parts, 1, [&](int64_t task, int64_t) {
+      const int64_t tap = task % taps, part = task / taps;
+      const auto tile = scratch<T>(kRowTile * run);
+      T* out = sums.data<T>() + part * co * columns + tap * run;
+      const int64_t last = std::min(rows, (part + 1) * tiles_per_part * kRowTile);
+      for (int64_t o = part * tiles_per_part * kRowTile; o < last; o += kRowTile) {
+        const int64_t n = std::min(kRowTile, last - o);
+        patches.gather(o, n, tap, tap + 1, tile.get());
+        gemm<T>(true, false, co, run, n, T(1), dy.data<T>() + o * co, co, tile.get(), run, T(1), out, columns,
+                false);
+      }
+    });
+    dw.reshape({1, co, columns}).copy_from(sum_to(sums, {1, co, columns}));
+  });
+}
+
+}  // namespace cpu
+
+Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSteps<3>& steps) {
+  check(x.dims() == 5 && w.dims() == 5 && x.numel() > 0 && w.numel() > 0 && x.dim(4) == w.dim(1),
+        "conv: x has shape ", x.shape(), ", w ", w.shape(), ", wanted channels last and [Co, C, taps]");
+  check(!bias || bias.shape() == Shape{w.dim(0)}, "conv: bias has shape ", bias.shape(), ", w ", w.shape());
+  Shape shape{x.dim(0), 0, 0, 0, w.dim(0)};
+  for (int i = 0; i < 3; ++i) {
+    check(steps.stride[i] >= 1 && steps.before[i] >= 0 && steps.after[i] >= 0, "conv: stride ",
+          steps.stride[i], ", padding ", steps.before[i], " and ", steps.after[i]);
+    const int64_t room = x.dim(i + 1) + steps.before[i] + steps.after[i] - w.dim(i + 2);
+    check(room >= 0, "conv: x ", x.shape(), " with its padding is smaller than the kernel ", w.shape());
+    shape[i + 1] = room / steps.stride[i] + 1;
+  }
+  const auto f32 = [](const Tensor& t) { return t ? t.to(DType::f32) : t; };
+  if (is_half(x.dtype())) return conv3d(f32(x), f32(w), f32(bias), steps).to(x.dtype());
+  check(w.dtype() == x.dtype() && (!bias || bias.dtype() == x.dtype()), "conv: x is ", x.dtype(), ", w ",
+        w.dtype(), ", bias ", bias.dtype());
+
+  const Tensor in = x.contiguous(), packed = w.permute({0, 2, 3, 4, 1}).contiguous();
+  const Tensor add = bias ? bias.contiguous() : bias;
+  const ConvGeometry geometry{steps.stride, steps.before, false};
+  Tensor y(shape, x.dtype(), x.device());
+  ON_DEVICE(x, conv3d(in, packed, add, geometry, y));
+  Tensors inputs = {in, packed};
+  if (add) inputs.push_back(add);
+  return record("conv", y, inputs,
+                [x = in.detach(), w = packed.detach(), geometry,
+                 with_bias = add.defined()](const Tensor& dy) -> Tensors {
+                  Tensor dx = empty_like(x), dw = empty_like(w);
+                  const Tensor g = dy.contiguous(), back = w.permute({4, 1, 2, 3, 0}).contiguous();
+                  ON_DEVICE(x, conv3d(g, back, Tensor(), {geometry.stride, geometry.before, true}, dx));
+                  ON_DEVICE(x, conv3d_weight_grad(g, x, geometry, dw));
+                  return with_bias ? Tensors{dx, dw, sum_to(g, {g.dim(4)})} : Tensors{dx, dw};
+                });
+}
+
+Tensor conv2d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSteps<2>& steps) {
+  check(x.dims() == 4 && w.dims() == 4, "conv: x has shape ", x.shape(), ", w ", w.shape(),
+        ", wanted [B, H, W, C] and [Co, C, kh, kw]");
+  ConvSteps<3> with_time;
+  for (int i = 0; i < 2; ++i) {
+    with_time.stride[i + 1] = steps.stride[i];
+    with_time.before[i + 1] = steps.before[i];
+    with_time.after[i + 1] = steps.after[i];
+  }
+  return conv3d(x.unsqueeze(1), w.unsqueeze(2), bias, with_time).squeeze(1);
+}
+
+namespace {
+
+// Weights of variance 1 / (inputs per output), everything else N(0, 1).
+Tensor fill_conv(const Shape& shape, int i, Rng& rng, DType dtype) {
+  Tensor x = zeros(shape, dtype);
+  return x.add_in_place(randn(shape, rng, dtype),
+                        i == 1 ? std::sqrt(double(shape[0]) / double(shape.numel())) : 1.0);
+}
+
+double conv_flops(const Shapes& s, int64_t positions) {
+  return 2.0 * double(positions) * double(s[1].numel());
+}
+
+}  // namespace
+
+const OpCase& conv2d_case() {
+  // Odd check shapes run with stride 2 and padding 1, 3x3 kernels of the rest with padding 1.
+  const auto steps = [](const Shapes& s) { return ConvSteps<2>(s[0][1] % 2 ? 2 : 1, s[1][2] / 2); };
+  static const OpCase kCase = {
+      .name = "conv2d",
+      .run = [steps](const Tensors& in) -> Tensors {
+        return {
+            conv2d(in[0], in[1], in.size() > 2 ? in[2] : Tensor(), steps({in[0].shape(), in[1].shape()}))};
+      },
+      .check = {{{2, 5, 4, 3}, {2, 3, 3, 3}, {2}},
+                {{1, 1, 1, 1}, {1, 1, 1, 1}},
+                {{1, 4, 3, 2}, {3, 2, 3, 2}, {3}}},
+      .bench = {{{3, 18, 32, 128}, {128, 128, 3, 3}, {128}}, {{1, 144, 256, 64}, {64, 64, 3, 3}, {64}}},
+      .bytes =
+          [](const Shapes& s) {
+            return bytes_of(s) + bytes_of({{s[0][0], s[0][1], s[0][2], s[1][0]}});
+          },
+      .flops = [](const Shapes& s) { return conv_flops(s, s[0][0] * s[0][1] * s[0][2]); },
+      .fill = fill_conv,
+  };
+  return kCase;
+}
+
+const OpCase& conv3d_case() {
+  // Causal in time; strided by two in space and time when the number of frames is odd.
+  const auto steps = [](const Shapes& s) {
+    ConvSteps<3> c(s[0][1] % 2 ? 2 : 1, 1);
+    c.before[0] = s[1][2] - 1;
+    c.after[0] = 0;
+    return c;
+  };
+  static const OpCase kCase = {
+      .name = "conv3d",
+      .run = [steps](const Tensors& in) -> Tensors {
+        return {
+            conv3d(in[0], in[1], in.size() > 2 ? in[2] : Tensor(), steps({in[0].shape(), in[1].shape()}))};
+      },
+      .check = {{{1, 3, 4, 3, 2}, {3, 2, 3, 3, 3}, {3}},
+                {{1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}},
+                {{2, 2, 3, 4, 2}, {2, 2, 2, 3, 3}, {2}}},
+      .bench = {{{1, 4, 18, 32, 128}, {128, 128, 3, 3, 3}, {128}},
+                {{1, 8, 72, 128, 32}, {32, 32, 3, 3, 3}, {32}}},
+      .bytes =
+          [](const Shapes& s) {
+            return bytes_of(s) + bytes_of({{s[0][0], s[0][1], s[0][2], s[0][3], s[1][0]}});
+          },
+      .flops = [](const Shapes& s) { return conv_flops(s, s[0][0] * s[0][1] * s[0][2] * s[0][3]); },
+      .fill = fill_conv,
+  };
+  return kCase;
+}
+
+}  // namespace rivulet
