@@ -192,7 +192,7 @@ double conv_flops(const Shapes& s, int64_t positions) {
 }  // namespace
 
 const OpCase& conv2d_case() {
-  // Odd check shapes run with stride 2 and padding 1, 3x3 kernels of the rest with padding 1.
+  // Odd heights run with stride 2; padding is half the kernel's height.
   const auto steps = [](const Shapes& s) { return ConvSteps<2>(s[0][1] % 2 ? 2 : 1, s[1][2] / 2); };
   static const OpCase kCase = {
       .name = "conv2d",
@@ -217,7 +217,7 @@ const OpCase& conv2d_case() {
 const OpCase& conv3d_case() {
   // Causal in time; strided by two in space and time when the number of frames is odd.
   const auto steps = [](const Shapes& s) {
-    ConvSteps<3> c(s[0][1] % 2 ? 2 : 1, 1);
+    ConvSteps<3> c(s[0][1] % 2 ? 2 : 1, s[1][3] / 2);
     c.before[0] = s[1][2] - 1;
     c.after[0] = 0;
     return c;
