@@ -109,8 +109,8 @@ void depthwise_conv3x3(const Tensor& x, const Tensor& taps, const Tensor& bias, 
     const Image im = image_of(x);
     const bool bias_aligned = !bias || is_aligned(bias.raw(), 16);
     const int n = bias_aligned ? pack_of<T>(x, taps, y) : 1;
-    const int64_t rows = x.dim(0) * im.height, strips = (im.width + kStrip - 1) / kStrip,
-                  groups = im.c / n, count = rows * strips * groups;
+    const int64_t rows = x.dim(0) * im.height, strips = (im.width + kStrip - 1) / kStrip, groups = im.c / n,
+                  count = rows * strips * groups;
     check(count <= 0x7fffffff, "depthwise_conv3x3: x of shape ", x.shape(), " is too large for one launch");
     launch({blocks_for(count, kThreads), kThreads},
            n == 1 ? depthwise_kernel<T, 1> : depthwise_kernel<T, kPack<T>>, x.data<T>(), taps.data<T>(),

@@ -69,8 +69,8 @@ void glu_silu_backward(const Tensor& dy, const Tensor& x, Tensor& dx) {
   if (dy.numel() == 0) return;
   dispatch_real(x.dtype(), "glu_silu", [&]<class T>() {
     dispatch_pack<T>(dy, x, &dx, [&]<int N>(FastDiv groups, int64_t count) {
-      launch({blocks_for(count, kThreads), kThreads}, glu_silu_backward_kernel<T, N>, dy.data<T>(), x.data<T>(),
-             groups, count, dx.data<T>());
+      launch({blocks_for(count, kThreads), kThreads}, glu_silu_backward_kernel<T, N>, dy.data<T>(),
+             x.data<T>(), groups, count, dx.data<T>());
     });
   });
 }

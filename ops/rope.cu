@@ -7,8 +7,8 @@ namespace {
 // One thread per pair of channels.
 template <class T>
 __global__ void rope_kernel(const T* x, int64_t stride_b, int64_t stride_n, int64_t stride_h, const T* cos,
-                            const T* sin, T sign, FastDiv pairs, FastDiv heads, FastDiv tokens, uint32_t count,
-                            T* y) {
+                            const T* sin, T sign, FastDiv pairs, FastDiv heads, FastDiv tokens,
+                            uint32_t count, T* y) {
   const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const uint32_t row = pairs.div(i), j = i - row * pairs.d;
@@ -30,8 +30,8 @@ void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inverse, T
     if (count == 0) return;
     check(count <= 0x7fffffff, "rope: x of shape ", x.shape(), " is too large for one launch");
     const Shape& stride = x.strides();
-    launch({blocks_for(count, kThreads), kThreads}, rope_kernel<T>, x.data<T>(), stride[0], stride[1], stride[2],
-           cos.data<T>(), sin.data<T>(), inverse ? T(-1) : T(1), FastDiv(uint32_t(x.dim(3) / 2)),
+    launch({blocks_for(count, kThreads), kThreads}, rope_kernel<T>, x.data<T>(), stride[0], stride[1],
+           stride[2], cos.data<T>(), sin.data<T>(), inverse ? T(-1) : T(1), FastDiv(uint32_t(x.dim(3) / 2)),
            FastDiv(uint32_t(x.dim(2))), FastDiv(uint32_t(x.dim(1))), count, y.data<T>());
   });
 }
