@@ -42,6 +42,8 @@ struct Channel {
     int fd[2];
     check(::pipe2(fd, O_CLOEXEC) == 0, "pipe: ", std::strerror(errno));
     ours = fd[0], theirs = fd[1];
+    // A child that is ahead of us may fill a whole frame or two; the kernel's default is a few rows.
+    ::fcntl(ours, F_SETPIPE_SZ, 1 << 20);
   }
 };
 
