@@ -115,7 +115,7 @@ Tensor Editor::step(const Tensor& frames, const Prompt& prompt, EditState& state
   };
   const Tensor x0 = sample(velocity, noise, options, state.noise);
   state.stream = model_.remember(x0, source, prompt.context, state.stream);
-  return to_u8(model_.codec().decode(x0));
+  return unit_to_u8(model_.codec().decode(x0));
 }
 
 }  // namespace rivulet

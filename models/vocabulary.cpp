@@ -41,9 +41,9 @@ std::vector<std::string> spellings(const std::string& word) {
 }  // namespace
 
 std::vector<std::string> tokenize(const std::string& text) {
-  // The typographic apostrophe is three bytes; it means the same as the plain one.
+  // The typographic apostrophe is three bytes.
   std::string plain = text;
-  for (size_t at; (at = plain.find("\xe2\x80\x99")) != std::string::npos;) plain.replace(at, 3, "'");
+  for (size_t at; (at = plain.find("\xe2\x80\x99")) != std::string::npos;) plain.erase(at, 3);
   std::vector<std::string> words;
   std::string word;
   for (const char c : plain + " ") {

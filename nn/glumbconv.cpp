@@ -1,8 +1,9 @@
 #include "nn/glumbconv.h"
 
-#include "ops/conv.h"
+#include "ops/depthwise_conv.h"
 #include "ops/elementwise.h"
 #include "ops/glu.h"
+#include "ops/temporal_conv.h"
 
 namespace rivulet {
 

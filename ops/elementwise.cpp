@@ -8,7 +8,7 @@ namespace {
 
 Tensor unary(const char* name, UnaryOp op, const Tensor& x, double p = 0, double q = 0) {
   check_same_type(name, {x});
-  if (is_half(x.dtype())) return unary(name, op, x.to(DType::f32), p, q).to(x.dtype());
+  if (needs_f32(x)) return unary(name, op, x.to(DType::f32), p, q).to(x.dtype());
   Tensor y = empty_like(x);
   ON_DEVICE(x, unary(op, x, p, q, y));
   const Tensor saved = saves_result(op) ? y : x.detach();
@@ -34,22 +34,26 @@ Tensor scaled(const Tensor& x, double s) {
 // Gradient of the first (which = 0) or second operand, in the shape of the result.
 Tensor binary_gradient(BinaryOp op, int which, const Tensor& g, const Tensor& a, const Tensor& b) {
   switch (op) {
-    case BinaryOp::add: return g;
-    case BinaryOp::sub: return which == 0 ? g : scaled(g, -1);
-    case BinaryOp::mul: return compute(BinaryOp::mul, g, which == 0 ? b : a);
+    case BinaryOp::add:
+      return g;
+    case BinaryOp::sub:
+      return which == 0 ? g : scaled(g, -1);
+    case BinaryOp::mul:
+      return compute(BinaryOp::mul, g, which == 0 ? b : a);
     case BinaryOp::div: {
       const Tensor da = compute(BinaryOp::div, g, b);
       return which == 0 ? da : scaled(compute(BinaryOp::mul, da, compute(BinaryOp::div, a, b)), -1);
     }
     default: {
       const bool first = (op == BinaryOp::maximum) == (which == 0);
-      return compute(BinaryOp::mul, g, first ? compute(BinaryOp::above, a, b) : compute(BinaryOp::above, b, a));
+      return compute(BinaryOp::mul, g,
+                     first ? compute(BinaryOp::above, a, b) : compute(BinaryOp::above, b, a));
     }
   }
 }
 
 Tensor binary(const char* name, BinaryOp op, const Tensor& a, const Tensor& b) {
-  if (any_half({a, b}))
+  if (needs_f32({a, b}))
     return through_f32({a, b}, [&](const Tensors& t) { return binary(name, op, t[0], t[1]); });
   check_same_type(name, {a, b});
   Tensor y(broadcast_shapes(a.shape(), b.shape(), name), a.dtype(), a.device());
@@ -100,11 +104,10 @@ Tensor cos(const Tensor& x) { return unary("cos", UnaryOp::cos, x); }
 
 Tensor where(const Tensor& mask, const Tensor& a, const Tensor& b) {
   check(mask.dtype() == DType::u8, "where: the mask is ", mask.dtype(), ", not u8");
-  if (any_half({a, b}))
-    return through_f32({a, b}, [&](const Tensors& t) { return where(mask, t[0], t[1]); });
+  if (needs_f32({a, b})) return through_f32({a, b}, [&](const Tensors& t) { return where(mask, t[0], t[1]); });
   check_same_type("where", {a, b});
-  Tensor y(broadcast_shapes(broadcast_shapes(a.shape(), b.shape(), "where"), mask.shape(), "where"), a.dtype(),
-           a.device());
+  Tensor y(broadcast_shapes(broadcast_shapes(a.shape(), b.shape(), "where"), mask.shape(), "where"),
+           a.dtype(), a.device());
   ON_DEVICE(y, where(mask, a, b, y));
   const Shape shape_a = a.shape(), shape_b = b.shape();
   return record("where", y, {a, b}, [=](const Tensor& g) -> Tensors {
@@ -121,7 +124,9 @@ Tensor where(const Tensor& mask, const Tensor& a, const Tensor& b) {
 namespace {
 
 // Values in [0.5, 2.5): the domain of log, roots, quotients and real powers.
-Tensor positive(const Shape& shape, int, Rng& rng, DType dtype) { return rand_uniform(shape, 0.5, 2.5, rng, dtype); }
+Tensor positive(const Shape& shape, int, Rng& rng, DType dtype) {
+  return rand_uniform(shape, 0.5, 2.5, rng, dtype);
+}
 
 using Unary = Tensor (*)(const Tensor&);
 
@@ -137,12 +142,14 @@ OpCase unary_case(const char* name, Unary op, bool positive_only = false) {
 }
 
 OpCase binary_case(const char* name, Tensor (*op)(const Tensor&, const Tensor&), bool positive_only = false) {
-  OpCase c{.name = name,
-           .run = [op](const Tensors& in) -> Tensors { return {op(in[0], in[1])}; },
-           .check = {{{3, 7}, {3, 7}}, {{2, 3, 5}, {5}}, {{2, 1, 4}, {3, 1}}, {{1}, {2, 2}}, {{}, {3}}},
-           .bench = {{{1728, 768}, {1728, 768}}, {{1728, 768}, {768}}, {{1728, 768}, {1728, 1}}},
-           .bytes = [](const Shapes& s) { return bytes_of(s) + bytes_of({broadcast_shapes(s[0], s[1], "bytes")}); },
-           .flops = [](const Shapes& s) { return double(broadcast_shapes(s[0], s[1], "flops").numel()); }};
+  OpCase c{
+      .name = name,
+      .run = [op](const Tensors& in) -> Tensors { return {op(in[0], in[1])}; },
+      .check = {{{3, 7}, {3, 7}}, {{2, 3, 5}, {5}}, {{2, 1, 4}, {3, 1}}, {{1}, {2, 2}}, {{}, {3}}},
+      .bench = {{{1728, 768}, {1728, 768}}, {{1728, 768}, {768}}, {{1728, 768}, {1728, 1}}},
+      .bytes =
+          [](const Shapes& s) { return bytes_of(s) + bytes_of({broadcast_shapes(s[0], s[1], "bytes")}); },
+      .flops = [](const Shapes& s) { return double(broadcast_shapes(s[0], s[1], "flops").numel()); }};
   if (positive_only) c.fill = positive;
   return c;
 }
@@ -152,22 +159,26 @@ OpCase make_where_case() {
           .run = [](const Tensors& in) -> Tensors { return {where(in[0], in[1], in[2])}; },
           .check = {{{3, 7}, {3, 7}, {3, 7}}, {{4, 1}, {2, 1, 5}, {5}}, {{1}, {1}, {1}}},
           .bench = {{{1728, 768}, {1728, 768}, {1728, 768}}},
-          .bytes = [](const Shapes& s) { return s[0].numel() + bytes_of({s[1], s[2], s[1]}); },
+          .bytes =
+              [](const Shapes& s) {
+                return s[0].numel() + bytes_of({s[1], s[2], s[1]});
+              },
           .flops = [](const Shapes& s) { return double(s[1].numel()); },
-          .fill = [](const Shape& shape, int i, Rng& rng, DType dtype) {
-            if (i > 0) return randn(shape, rng, dtype);
-            Tensor mask(shape, DType::u8);
-            for (int64_t k = 0; k < mask.numel(); ++k) mask.data<uint8_t>()[k] = uint8_t(rng.below(2));
-            return mask;
-          }};
+          .fill =
+              [](const Shape& shape, int i, Rng& rng, DType dtype) {
+                if (i > 0) return randn(shape, rng, dtype);
+                Tensor mask(shape, DType::u8);
+                for (int64_t k = 0; k < mask.numel(); ++k) mask.data<uint8_t>()[k] = uint8_t(rng.below(2));
+                return mask;
+              }};
 }
 
 }  // namespace
 
-#define RIVULET_CASE(name, ...)               \
-  const OpCase& name##_case() {               \
+#define RIVULET_CASE(name, ...)                 \
+  const OpCase& name##_case() {                 \
     static const OpCase the_case = __VA_ARGS__; \
-    return the_case;                          \
+    return the_case;                            \
   }
 RIVULET_CASE(add, binary_case("add", add))
 RIVULET_CASE(sub, binary_case("sub", sub))
@@ -176,7 +187,8 @@ RIVULET_CASE(div, binary_case("div", div, true))
 RIVULET_CASE(maximum, binary_case("maximum", maximum))
 RIVULET_CASE(minimum, binary_case("minimum", minimum))
 RIVULET_CASE(affine, unary_case("affine", [](const Tensor& x) { return affine(x, -1.5, 0.25); }))
-RIVULET_CASE(reciprocal, unary_case("reciprocal", [](const Tensor& x) { return 3.0 / x; }, true))
+RIVULET_CASE(reciprocal, unary_case(
+                             "reciprocal", [](const Tensor& x) { return 3.0 / x; }, true))
 RIVULET_CASE(neg, unary_case("neg", neg))
 RIVULET_CASE(exp, unary_case("exp", exp))
 RIVULET_CASE(log, unary_case("log", log, true))
@@ -184,7 +196,8 @@ RIVULET_CASE(sqrt, unary_case("sqrt", sqrt, true))
 RIVULET_CASE(rsqrt, unary_case("rsqrt", rsqrt, true))
 RIVULET_CASE(square, unary_case("square", square))
 RIVULET_CASE(abs, unary_case("abs", abs))
-RIVULET_CASE(pow_scalar, unary_case("pow_scalar", [](const Tensor& x) { return pow_scalar(x, 1.7); }, true))
+RIVULET_CASE(pow_scalar, unary_case(
+                             "pow_scalar", [](const Tensor& x) { return pow_scalar(x, 1.7); }, true))
 RIVULET_CASE(clamp, unary_case("clamp", [](const Tensor& x) { return clamp(x, -0.4, 0.9); }))
 RIVULET_CASE(sigmoid, unary_case("sigmoid", sigmoid))
 RIVULET_CASE(silu, unary_case("silu", silu))

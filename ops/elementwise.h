@@ -56,8 +56,24 @@ inline Tensor operator/(const Tensor& x, double s) { return affine(x, 1 / s, 0);
 Tensor operator/(double s, const Tensor& x);
 
 enum class UnaryOp : uint8_t {
-  affine, reciprocal, exp, log, sqrt, rsqrt, square, abs, pow, clamp,
-  sigmoid, silu, relu, gelu_tanh, softplus, tanh, sin, cos
+  affine,
+  reciprocal,
+  exp,
+  log,
+  sqrt,
+  rsqrt,
+  square,
+  abs,
+  pow,
+  clamp,
+  sigmoid,
+  silu,
+  relu,
+  gelu_tanh,
+  softplus,
+  tanh,
+  sin,
+  cos
 };
 // above(a, b) is 1 where a > b, 1/2 where they are equal, else 0: the share of maximum's gradient.
 enum class BinaryOp : uint8_t { add, sub, mul, div, maximum, minimum, above };

@@ -125,11 +125,11 @@ constexpr UnaryLoops<T> loops_of() {
 template <class T>
 UnaryLoops<T> unary_loops(UnaryOp op) {
   static constexpr UnaryLoops<T> table[] = {
-      loops_of<Affine, T>(),   loops_of<Reciprocal, T>(), loops_of<Exp, T>(),  loops_of<Log, T>(),
-      loops_of<Sqrt, T>(),     loops_of<Rsqrt, T>(),      loops_of<Square, T>(), loops_of<Abs, T>(),
-      loops_of<Pow, T>(),      loops_of<Clamp, T>(),      loops_of<Sigmoid, T>(), loops_of<Silu, T>(),
-      loops_of<Relu, T>(),     loops_of<GeluTanh, T>(),   loops_of<Softplus, T>(), loops_of<Tanh, T>(),
-      loops_of<Sin, T>(),      loops_of<Cos, T>()};
+      loops_of<Affine, T>(), loops_of<Reciprocal, T>(), loops_of<Exp, T>(),      loops_of<Log, T>(),
+      loops_of<Sqrt, T>(),   loops_of<Rsqrt, T>(),      loops_of<Square, T>(),   loops_of<Abs, T>(),
+      loops_of<Pow, T>(),    loops_of<Clamp, T>(),      loops_of<Sigmoid, T>(),  loops_of<Silu, T>(),
+      loops_of<Relu, T>(),   loops_of<GeluTanh, T>(),   loops_of<Softplus, T>(), loops_of<Tanh, T>(),
+      loops_of<Sin, T>(),    loops_of<Cos, T>()};
   return table[int(op)];
 }
 
@@ -141,9 +141,9 @@ void binary_loop(const T* __restrict a, const T* __restrict b, T* __restrict y, 
 // In the order of enum BinaryOp.
 template <class T>
 BinaryLoop<T> binary_loop_of(BinaryOp op) {
-  static constexpr BinaryLoop<T> table[] = {binary_loop<Add, T>,     binary_loop<Sub, T>,     binary_loop<Mul, T>,
-                                            binary_loop<Div, T>,     binary_loop<Maximum, T>, binary_loop<Minimum, T>,
-                                            binary_loop<Above, T>};
+  static constexpr BinaryLoop<T> table[] = {
+      binary_loop<Add, T>,     binary_loop<Sub, T>,     binary_loop<Mul, T>,  binary_loop<Div, T>,
+      binary_loop<Maximum, T>, binary_loop<Minimum, T>, binary_loop<Above, T>};
   return table[int(op)];
 }
 
@@ -159,7 +159,8 @@ const T* dense_run(const T* p, int64_t step, int64_t n, T* buffer) {
 
 // f(y, n, inputs as dense runs...) over all of y, which is dense; the inputs broadcast to its shape.
 template <class F, class Y, class... X>
-void for_each_run(const Tensor& y, F&& f, Y* out, const std::array<Shape, sizeof...(X)>& strides, const X*... in) {
+void for_each_run(const Tensor& y, F&& f, Y* out, const std::array<Shape, sizeof...(X)>& strides,
+                  const X*... in) {
   constexpr int K = sizeof...(X);
   std::array<Shape, K + 1> all;
   std::copy(strides.begin(), strides.end(), all.begin());
@@ -176,11 +177,14 @@ void for_each_run(const Tensor& y, F&& f, Y* out, const std::array<Shape, sizeof
         f(out + at[K] + i, run,
           dense_run(in + at[k] + i * loop.inner(k), loop.inner(k), run, std::get<k>(buffers).data())...);
       }
-    }(std::index_sequence_for<X...>{});
+    }
+    (std::index_sequence_for<X...>{});
   });
 }
 
-Shape strides_in(const Tensor& x, const Tensor& y) { return broadcast_strides(x.shape(), x.strides(), y.shape()); }
+Shape strides_in(const Tensor& x, const Tensor& y) {
+  return broadcast_strides(x.shape(), x.strides(), y.shape());
+}
 
 }  // namespace
 
@@ -197,7 +201,8 @@ void unary_backward(UnaryOp op, const Tensor& g, const Tensor& saved, double p, 
   dispatch_real(g.dtype(), "elementwise", [&]<class T>() {
     const auto loop = unary_loops<T>(op).slope;
     for_each_run(
-        dx, [&](T* out, int64_t n, const T* g_run, const T* s_run) { loop(g_run, s_run, out, n, T(p), T(q)); },
+        dx,
+        [&](T* out, int64_t n, const T* g_run, const T* s_run) { loop(g_run, s_run, out, n, T(p), T(q)); },
         dx.data<T>(), {strides_in(g, dx), strides_in(saved, dx)}, g.data<T>(), saved.data<T>());
   });
 }
@@ -206,8 +211,8 @@ void binary(BinaryOp op, const Tensor& a, const Tensor& b, Tensor& y) {
   dispatch_real(a.dtype(), "elementwise", [&]<class T>() {
     const auto loop = binary_loop_of<T>(op);
     for_each_run(
-        y, [&](T* out, int64_t n, const T* a_run, const T* b_run) { loop(a_run, b_run, out, n); }, y.data<T>(),
-        {strides_in(a, y), strides_in(b, y)}, a.data<T>(), b.data<T>());
+        y, [&](T* out, int64_t n, const T* a_run, const T* b_run) { loop(a_run, b_run, out, n); },
+        y.data<T>(), {strides_in(a, y), strides_in(b, y)}, a.data<T>(), b.data<T>());
   });
 }
 
@@ -215,11 +220,12 @@ void where(const Tensor& mask, const Tensor& a, const Tensor& b, Tensor& y) {
   dispatch_real(a.dtype(), "where", [&]<class T>() {
     for_each_run(
         y,
-        [](T* __restrict out, int64_t n, const uint8_t* __restrict m, const T* __restrict t, const T* __restrict f) {
+        [](T* __restrict out, int64_t n, const uint8_t* __restrict m, const T* __restrict t,
+           const T* __restrict f) {
           for (int64_t i = 0; i < n; ++i) out[i] = m[i] ? t[i] : f[i];
         },
-        y.data<T>(), {strides_in(mask, y), strides_in(a, y), strides_in(b, y)}, mask.data<uint8_t>(), a.data<T>(),
-        b.data<T>());
+        y.data<T>(), {strides_in(mask, y), strides_in(a, y), strides_in(b, y)}, mask.data<uint8_t>(),
+        a.data<T>(), b.data<T>());
   });
 }
 

@@ -92,17 +92,20 @@ class Description {
   }
 };
 
-// The address's power of two, up to 16 bytes, beyond which no kernel asks. Below that it depends on the
-// view alone and not on the allocator, so the same call makes the same choice in every run.
-uint32_t alignment(const void* p) {
-  return p ? uint32_t(std::min<uintptr_t>(16, uintptr_t(1) << std::countr_zero(uintptr_t(p)))) : 16;
+// The power of two that divides every product's address, up to 16 bytes, beyond which no kernel asks. Below
+// that it depends on the view alone and not on the allocator: the same call chooses the same in every run.
+uint32_t alignment(const void* p, int64_t step_bytes = 0) {
+  return uint32_t(1) << std::countr_zero(uintptr_t(p) | uintptr_t(step_bytes) | 16u);
 }
 
 // The library's first recommendation, remembered by problem. False when it has none.
 bool choose(const Gemm& g, const Description& d, bool bias, cublasLtMatmulAlgo_t& algorithm) {
   Library& lib = library();
-  const uint32_t of_a = alignment(g.a), of_b = alignment(g.b),
-                 of_c = std::min(alignment(g.c), alignment(bias ? g.bias : nullptr));
+  const int64_t in = size_of(g.in), out = size_of(g.out);
+  const uint32_t of_a = alignment(g.a, g.batch > 1 ? g.step_a * in : 0),
+                 of_b = alignment(g.b, g.batch > 1 ? g.step_b * in : 0),
+                 of_c = std::min(alignment(g.c, g.batch > 1 ? g.step_c * out : 0),
+                                 alignment(bias ? g.bias : nullptr));
   const std::array<int64_t, 20> key{
       g.trans_a,        g.trans_b, g.m,      g.n,      g.k,       g.lda,      g.ldb,       g.ldc,
       g.batch,          g.step_a,  g.step_b, g.step_c, int(g.in), int(g.out), g.beta != 0, bias,

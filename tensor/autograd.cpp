@@ -66,22 +66,26 @@ void accumulate_leaf(AutogradMeta& leaf, const Tensor& g) {
 
 }  // namespace
 
-// A long chain of nodes must not unwind by recursion: hand the inputs' nodes to a flat list first.
+// A long chain of nodes must not unwind by recursion: what a node holds goes on a list that the outermost
+// destructor of this thread empties one by one.
 Node::~Node() {
-  std::vector<std::shared_ptr<Node>> doomed;
-  const auto take = [&](Node& n) {
-    for (Tensor& t : n.inputs)
-      if (t.autograd() && t.autograd().use_count() == 1 && t.autograd()->node)
-        doomed.push_back(std::move(t.autograd()->node));
-    n.rule = nullptr;
-    n.inputs.clear();
+  struct Held {
+    Tensors inputs;
+    BackwardMany rule;
   };
-  take(*this);
-  while (!doomed.empty()) {
-    const std::shared_ptr<Node> n = std::move(doomed.back());
-    doomed.pop_back();
-    if (n.use_count() == 1) take(*n);
+  thread_local std::vector<Held>* list = nullptr;
+  if (list) {
+    list->push_back({std::move(inputs), std::move(rule)});
+    return;
   }
+  std::vector<Held> doomed;
+  list = &doomed;
+  doomed.push_back({std::move(inputs), std::move(rule)});
+  while (!doomed.empty()) {
+    const Held last = std::move(doomed.back());
+    doomed.pop_back();
+  }
+  list = nullptr;
 }
 
 bool grad_enabled() { return grad_on; }
@@ -182,7 +186,7 @@ class Sweep {
       node->rule = nullptr;
       const Tensors inputs = std::move(node->inputs);
       node->inputs.clear();
-      const Tensors dx = rule(grads);
+      const Tensors dx = apply(rule, grads, node->op);
       check_nan(dx, "the backward of op ", node->op);
       check(dx.size() == inputs.size(), "backward of '", node->op, "': ", dx.size(), " gradients for ",
             inputs.size(), " inputs");
@@ -195,6 +199,15 @@ class Sweep {
     std::shared_ptr<Node> node;
     Tensors grads;
   };
+  // A rule is made of ops; what goes wrong in one is told with the op whose backward it is.
+  static Tensors apply(const BackwardMany& rule, const Tensors& grads, const char* op) {
+    try {
+      return rule(grads);
+    } catch (const Error& e) {
+      fail("the backward of op ", op, ": ", e.what());
+    }
+  }
+
   std::map<uint64_t, Pending> waiting_;
 };
 

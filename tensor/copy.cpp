@@ -1,4 +1,4 @@
-// Strided copies, conversions and fills on the CPU.
+// Strided copies, conversions, fills and in-place addition on the CPU.
 #include <cstring>
 
 #include "tensor/kernels.h"
@@ -74,6 +74,26 @@ void fill(const Tensor& to, double value) {
       *one.data<T>() = static_cast<T>(value);
   });
   copy(to, one);
+}
+
+void add_in_place(const Tensor& to, const Tensor& from, double scale) {
+  const StridedLoop<2> loop(to.shape(),
+                            {to.strides(), broadcast_strides(from.shape(), from.strides(), to.shape())});
+  dispatch_floating(to.dtype(), "add_in_place", [&]<class T>() {
+    using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+    T* const t0 = to.data<T>();
+    const T* const f0 = from.data<T>();
+    const Wide s = Wide(scale);
+    loop.for_each_row([&](const std::array<int64_t, 2>& at, int64_t n) {
+      T* t = t0 + at[0];
+      const T* f = f0 + at[1];
+      const int64_t ts = loop.inner(0), fs = loop.inner(1);
+      if (ts == 1 && fs == 1)
+        for (int64_t i = 0; i < n; ++i) t[i] = T(Wide(t[i]) + s * Wide(f[i]));
+      else
+        for (int64_t i = 0; i < n; ++i) t[i * ts] = T(Wide(t[i * ts]) + s * Wide(f[i * fs]));
+    });
+  });
 }
 
 }  // namespace rivulet::cpu

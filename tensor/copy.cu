@@ -1,4 +1,4 @@
-// Strided copies, conversions and fills on the GPU.
+// Strided copies, conversions, fills and in-place addition on the GPU.
 #include "tensor/cuda.cuh"
 
 namespace rivulet::cuda {
@@ -163,6 +163,35 @@ void fill_words(const Tensor& to, const Tensor& one, const Words& loop) {
   });
 }
 
+template <class T>
+__device__ T add_scaled(T t, T f, Wide<T> scale) {
+  return convert<T>(Wide<T>(t) + scale * Wide<T>(f));
+}
+
+template <class T>
+__global__ void add_dense(T* to, const T* from, Wide<T> scale, int64_t n) {
+  constexpr int kEach = kPack<T>;
+  const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * kEach;
+  if (i + kEach <= n) {
+    Pack<T, kEach> t = load_pack(to + i);
+    const Pack<T, kEach> f = load_pack(from + i);
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) t.v[k] = add_scaled(t.v[k], f.v[k], scale);
+    store_pack(to + i, t);
+  } else {
+    for (int64_t k = i; k < n; ++k) to[k] = add_scaled(to[k], from[k], scale);
+  }
+}
+
+template <class T>
+__global__ void add_strided(T* to, const T* from, Wide<T> scale, uint32_t n, StridedIndex<2> index) {
+  const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  int64_t at[2];
+  index.at(i, at);
+  to[at[0]] = add_scaled(to[at[0]], from[at[1]], scale);
+}
+
 }  // namespace
 
 void copy(const Tensor& to, const Tensor& from) {
@@ -197,6 +226,21 @@ void fill(const Tensor& to, double value) {
     default:
       return fill_words<uint8_t>(to, one, loop);
   }
+}
+
+void add_in_place(const Tensor& to, const Tensor& from, double scale) {
+  const int64_t n = to.numel();
+  if (n == 0) return;
+  const StridedLoop<2> loop(to.shape(),
+                            {to.strides(), broadcast_strides(from.shape(), from.strides(), to.shape())});
+  dispatch_float(to.dtype(), "add_in_place", [&]<class T>() {
+    T* t = pointer<T>(to);
+    const T* f = pointer<T>(from);
+    const bool dense = loop.shape.size() == 1 && loop.inner(0) == 1 && loop.inner(1) == 1;
+    if (dense && is_aligned(t, 16) && is_aligned(f, 16))
+      return launch({blocks_for(n, kPack<T> * kThreads), kThreads}, add_dense<T>, t, f, scale, n);
+    launch({blocks_for(n, kThreads), kThreads}, add_strided<T>, t, f, scale, n, StridedIndex<2>(loop));
+  });
 }
 
 }  // namespace rivulet::cuda

@@ -149,28 +149,68 @@ struct StridedIndex {
   }
 };
 
-// --- Sums, the same order in every run -------------------------------------------------------------------
-template <class T>
-__device__ T warp_sum(T x) {
+// --- Sums and maxima over a warp or a block, in the same order in every run ------------------------------
+struct Plus {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+// The larger; NaN if either is one.
+struct Larger {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a > b || a != a ? a : b;
+  }
+};
+
+template <class T, class Op>
+__device__ T warp_reduce(T x, Op op) {
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  for (int step = 16; step > 0; step /= 2) x = op(x, __shfl_xor_sync(0xffffffffu, x, step));
   return x;
 }
 
-// The sum over a block of `kWarps` warps, in every thread. All threads must call it.
+// Over a block of `kWarps` warps along x, the result in every thread. All threads of the warp (kWarps = 1)
+// or of the block must call it.
+template <int kWarps, class T, class Op>
+__device__ T block_reduce(T x, Op op) {
+  x = warp_reduce(x, op);
+  if constexpr (kWarps == 1) return x;
+  __shared__ T parts[kWarps];
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = parts[0];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) x = op(x, parts[w]);
+  __syncthreads();  // a following call may write parts again
+  return x;
+}
 template <int kWarps, class T>
 __device__ T block_sum(T x) {
-  if constexpr (kWarps == 1) return warp_sum(x);
-  __shared__ T parts[kWarps];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  x = warp_sum(x);
-  if (lane == 0) parts[warp] = x;
-  __syncthreads();
-  T total = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) total += parts[w];
-  __syncthreads();  // parts may be written again by a following call
-  return total;
+  return block_reduce<kWarps>(x, Plus{});
+}
+template <int kWarps, class T>
+__device__ T block_max(T x) {
+  return block_reduce<kWarps>(x, Larger{});
+}
+
+// Work on the rows of a dense matrix: a warp for each short row, a block of 8 warps for each long one.
+constexpr int64_t kShortRow = 1024;
+constexpr int kRowWarps = 8;
+// The row of this warp or block, for a launch by launch_rows.
+template <int kWarps>
+__device__ int64_t row_index() {
+  return kWarps == 1 ? int64_t(blockIdx.x) * blockDim.y + threadIdx.y : blockIdx.x;
+}
+// f.template operator()<kWarps>(grid, block) with the launch for rows of c elements.
+template <class F>
+void launch_rows(int64_t rows, int64_t c, F&& f) {
+  if (rows == 0) return;
+  if (c <= kShortRow)
+    f.template operator()<1>(dim3(blocks_for(rows, kRowWarps)), dim3(32, kRowWarps));
+  else
+    f.template operator()<kRowWarps>(dim3(blocks_for(rows, 1)), dim3(32 * kRowWarps));
 }
 
 }  // namespace cuda

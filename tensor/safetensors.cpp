@@ -98,14 +98,15 @@ Entry parse_entry(const json& value, const std::string& where, int64_t data_byte
     e.dtype = found->dtype;
     const auto& dims = value.at("shape");
     check(dims.is_array() && dims.size() <= kMaxDims, where, ": bad shape ", dims.dump());
-    int64_t bytes = size_of(e.dtype);
+    int64_t limit = size_of(e.dtype);  // the byte count with empty dims counted as 1: strides need it too
     for (const auto& d : dims) {
       check(d.is_number_unsigned(), where, ": bad shape ", dims.dump());
       const int64_t n = d.get<int64_t>();
-      check(n >= 0 && !__builtin_mul_overflow(bytes, n, &bytes), where, ": shape ", dims.dump(),
-            " overflows");
+      check(n >= 0 && !__builtin_mul_overflow(limit, std::max<int64_t>(n, 1), &limit), where, ": shape ",
+            dims.dump(), " overflows");
       e.shape.push_back(n);
     }
+    int64_t bytes = e.shape.numel() * size_of(e.dtype);
     if (e.dtype == DType::f4_e2m1x2) {  // the file counts 4-bit elements, a tensor counts pairs
       check(e.shape.size() > 0 && e.shape[e.shape.size() - 1] % 2 == 0, where, ": odd row of 4-bit elements");
       e.shape[e.shape.size() - 1] /= 2;
@@ -214,7 +215,9 @@ void save_safetensors(const std::string& path, const std::map<std::string, Tenso
   if (!metadata.empty()) header["__metadata__"] = metadata;
   int64_t at = 0;
   for (const auto& [name, t] : tensors) {
-    check(t.device() == Device::cpu, "save_safetensors: ", name, " lives on ", t.device());
+    check(name != "__metadata__", "save_safetensors: ", path, ": no tensor can be named __metadata__");
+    check(t.defined(), "save_safetensors: ", path, ": ", name, " is undefined");
+    check(t.device() == Device::cpu, "save_safetensors: ", path, ": ", name, " lives on ", t.device());
     Shape shape = t.shape();
     if (t.dtype() == DType::f4_e2m1x2) shape[shape.size() - 1] *= 2;
     header[name] = {{"dtype", file_name_of(t.dtype())},
@@ -222,7 +225,12 @@ void save_safetensors(const std::string& path, const std::map<std::string, Tenso
                     {"data_offsets", {at, at + t.bytes()}}};
     at += t.bytes();
   }
-  std::string text = header.dump();
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const json::exception& e) {
+    fail("save_safetensors: ", path, ": a name or metadata value is not UTF-8 (", e.what(), ")");
+  }
   text.resize((text.size() + 7) / 8 * 8, ' ');
   const uint64_t n = text.size();
   const NoGrad off;

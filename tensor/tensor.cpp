@@ -7,9 +7,23 @@
 
 namespace rivulet {
 
+namespace {
+
+// The shape itself, when its bytes and strides fit into 64 bits.
+const Shape& countable(const Shape& shape, DType dtype) {
+  int64_t bytes = size_of(dtype);
+  for (int64_t n : shape) {
+    check(n >= 0, "tensor: negative dim in shape ", shape);
+    check(!__builtin_mul_overflow(bytes, std::max<int64_t>(n, 1), &bytes), "tensor: shape ", shape,
+          " has more bytes than can be counted");
+  }
+  return shape;
+}
+
+}  // namespace
+
 Tensor::Tensor(const Shape& shape, DType dtype, Device device)
-    : shape_(shape), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device) {
-  for (int64_t n : shape) check(n >= 0, "tensor: negative dim in shape ", shape);
+    : shape_(countable(shape, dtype)), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device) {
   if (device != Device::meta) storage_ = Storage::allocate(bytes(), device);
 }
 
@@ -134,13 +148,5 @@ Tensor arange(int64_t n, DType dtype, Device device) {
 
 Tensor empty_like(const Tensor& x) { return Tensor(x.shape(), x.dtype(), x.device()); }
 Tensor zeros_like(const Tensor& x) { return zeros(x.shape(), x.dtype(), x.device()); }
-
-Tensor sum_to(const Tensor& g, const Shape& shape) {
-  if (g.shape() == shape) return g;
-  check_broadcasts(Tensor(shape, g.dtype(), Device::meta), g, "sum_to");
-  const Tensor out(shape, g.dtype(), g.device());
-  ON_DEVICE(g, sum_to(out, g));
-  return out;
-}
 
 }  // namespace rivulet

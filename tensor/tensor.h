@@ -40,7 +40,10 @@ class Tensor {
   const std::shared_ptr<Storage>& storage() const { return storage_; }
 
   // First element. data<T>() throws when T is not the dtype.
-  void* raw() const { return static_cast<char*>(storage_->data()) + offset_ * size_of(dtype_); }
+  void* raw() const {
+    check(storage_ != nullptr, "tensor: ", defined() ? "a meta" : "an undefined", " tensor has no data");
+    return static_cast<char*>(storage_->data()) + offset_ * size_of(dtype_);
+  }
   template <class T>
   T* data() const {
     check(dtype_of<T>::value == dtype_, "tensor: asked for ", dtype_of<T>::value, " data of a ", dtype_,

@@ -140,10 +140,12 @@ Tensor Tensor::reshape(Shape shape) const {
   int64_t known = 1;
   int unknown = -1;
   for (int i = 0; i < shape.size(); ++i) {
-    if (shape[i] == -1 && unknown < 0)
+    if (shape[i] == -1 && unknown < 0) {
       unknown = i;
-    else
+    } else {
+      check(shape[i] >= 0, "reshape: shape ", shape_, " to ", asked);
       known *= shape[i];
+    }
   }
   if (unknown >= 0) shape[unknown] = known == 0 ? 0 : numel() / known;
   check(shape.numel() == numel(), "reshape: shape ", shape_, " to ", asked);

@@ -138,3 +138,14 @@ TEST_CASE("a model given as a path is read beside the config and stands inline")
                        Error);
   std::filesystem::remove_all(dir);
 }
+
+TEST_CASE("the training configurations of the zoo are valid") {
+  int found = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(RIVULET_SOURCE_DIR "/models")) {
+    if (entry.path().filename() != "train.json") continue;
+    ++found;
+    CAPTURE(entry.path().string());
+    CHECK_NOTHROW(read_train_config(entry.path().string()));
+  }
+  CHECK(found > 0);
+}

@@ -156,6 +156,7 @@ TEST_CASE("training lowers the loss and logs every step as JSON") {
 TEST_CASE("accumulated micro-batches give the step of one big batch") {
   const TempDir dir("accumulate");
   Tensors results;
+  std::vector<double> norms;
   for (const auto& [batch, accumulate] : {std::pair<int64_t, int64_t>{12, 1}, {3, 4}}) {
     TrainConfig c = config_in(dir / std::to_string(batch));
     c.batch = batch;
@@ -165,7 +166,9 @@ TEST_CASE("accumulated micro-batches give the step of one big batch") {
     Trainer trainer(c, net.named(), net.loss(batch, accumulate, 0));
     trainer.run();
     results.push_back(net.w.detach());
+    norms.push_back(metrics_of(c.dir)[0]["grad_norm"].get<double>());
   }
+  CHECK(norms[0] == doctest::Approx(norms[1]).epsilon(1e-5));
   const auto a = results[0].to_vector(), b = results[1].to_vector();
   double moved = 0;
   const auto start = Net().w.to_vector();

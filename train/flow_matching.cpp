@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/elementwise.h"
+#include "ops/loss.h"
+
 namespace rivulet {
 
 double shift_sigma(double u, double k) { return k * u / (1 + (k - 1) * u); }
@@ -19,5 +22,25 @@ NoiseLevel draw_level(Rng& rng, double shift, double mean, double std) {
 }
 
 bool draw_text_dropout(Rng& rng, double p) { return rng.uniform() < p; }
+
+Tensor add_noise(const Tensor& x0, const Tensor& eps, const std::vector<double>& sigma) {
+  check(eps.shape() == x0.shape(), "add_noise: x0 has shape ", x0.shape(), ", eps ", eps.shape());
+  check(x0.dims() >= 1 && x0.dim(0) == static_cast<int64_t>(sigma.size()), "add_noise: ", sigma.size(),
+        " noise levels for x0 of shape ", x0.shape());
+  Shape per_sample{x0.dim(0)};
+  for (int i = 1; i < x0.dims(); ++i) per_sample.push_back(1);
+  std::vector<double> keep(sigma.size());
+  for (size_t i = 0; i < sigma.size(); ++i) keep[i] = 1 - sigma[i];
+  auto level = [&](const std::vector<double>& values) {
+    return Tensor::of(values, per_sample, x0.dtype()).to(x0.device());
+  };
+  return x0 * level(keep) + eps * level(sigma);
+}
+
+Tensor flow_matching_loss(const Tensor& v, const Tensor& eps, const Tensor& x0) {
+  check(v.shape() == x0.shape() && eps.shape() == x0.shape(), "flow_matching_loss: v has shape ", v.shape(),
+        ", eps ", eps.shape(), ", x0 ", x0.shape());
+  return mse_loss(v, eps - x0);
+}
 
 }  // namespace rivulet

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "ops/elementwise.h"
+#include "ops/modulate.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
 
