@@ -38,7 +38,8 @@ StepLoss EditTraining::loss(int64_t step, int64_t micro, Rng& rng) {
     targets.push_back(pair.target);
     const bool drop = draw_text_dropout(rng, config_.flow.text_dropout);
     texts.push_back(drop ? "" : pair.instruction);
-    const NoiseLevel level = draw_level(rng, config_.flow.shift, config_.flow.logit_mean, config_.flow.logit_std);
+    const NoiseLevel level =
+        draw_level(rng, config_.flow.shift, config_.flow.logit_mean, config_.flow.logit_std);
     levels.push_back(level.sigma);
     told.push_back(double(level.t));
   }
