@@ -237,7 +237,8 @@ void save_safetensors(const std::string& path, const std::map<std::string, Tenso
   replace_file(path, [&](int fd) {
     write_all(fd, &n, 8, path);
     write_all(fd, text.data(), text.size(), path);
-    for (const auto& [name, t] : tensors) write_all(fd, t.contiguous().raw(), size_t(t.bytes()), path);
+    for (const auto& [name, t] : tensors)
+      write_all(fd, t.detach().to(Device::cpu).contiguous().raw(), size_t(t.bytes()), path);
   });
 }
 
