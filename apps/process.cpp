@@ -34,13 +34,16 @@ struct Channel {
   }
   void open_for_writing() {
     int fd[2];
-    check(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) == 0, "socketpair: ", std::strerror(errno));
+    check(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) == 0,
+          "socketpair: ", std::strerror(errno));
     ours = fd[0], theirs = fd[1];
   }
   void open_for_reading() {
     int fd[2];
     check(::pipe2(fd, O_CLOEXEC) == 0, "pipe: ", std::strerror(errno));
     ours = fd[0], theirs = fd[1];
+    // A child that is ahead of us may fill a whole frame or two; the kernel's default is a few rows.
+    ::fcntl(ours, F_SETPIPE_SZ, 1 << 20);
   }
 };
 
@@ -57,7 +60,8 @@ struct SpawnSettings {
     posix_spawnattr_setsigmask(&attributes, &none);
     posix_spawnattr_setsigdefault(&attributes, &defaults);
     posix_spawnattr_setpgroup(&attributes, 0);
-    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
+    posix_spawnattr_setflags(&attributes,
+                             POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
   }
   ~SpawnSettings() {
     posix_spawn_file_actions_destroy(&actions);

@@ -16,7 +16,8 @@ int run_selftest(const SelftestOptions& options) {
     if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
   std::sort(files.begin(), files.end());
   check(!files.empty(), options.golden, ": holds no .safetensors file");
-  std::printf("%-36s %-16s %8s %12s %12s  %s\n", "file", "compared", "tensors", "worst error", "tolerance", "verdict");
+  std::printf("%-36s %-16s %8s %12s %12s  %s\n", "file", "compared", "tensors", "worst error", "tolerance",
+              "verdict");
   int failed = 0, passed = 0;
   for (const fs::path& path : files) {
     const auto rows = run_golden(SafeTensors(path.string()));

@@ -94,8 +94,8 @@ std::vector<GoldenRow> run_bidirectional(const SafeTensors& file) {
   Dit dit = load_dit(file, "bidirectional");
   const NamedTensors parameters = named_tensors(dit);
   set_requires_grad(parameters, true);
-  GoldenRow blocks{"blocks", 0, 0, "", kBlock}, output{"output", 0, 0, "", kVelocity}, loss_row{"loss", 0, 0, "", kLoss},
-      gradients{"gradients", 0, 0, "", kGradient};
+  GoldenRow blocks{"blocks", 0, 0, "", kBlock}, output{"output", 0, 0, "", kVelocity},
+      loss_row{"loss", 0, 0, "", kLoss}, gradients{"gradients", 0, 0, "", kGradient};
   const auto hook = [&](int64_t i, const Tensor& h) {
     const std::string name = "block." + std::to_string(i);
     compare(blocks, name, h, file.get(name));

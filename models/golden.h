@@ -11,7 +11,7 @@ namespace rivulet {
 // One line of the table: the worst relative error ||ours - theirs|| / ||theirs|| over a kind of tensor.
 struct GoldenRow {
   std::string what;
-  int64_t compared = 0;   // tensors
+  int64_t compared = 0;  // tensors
   double worst = 0;
   std::string worst_name;
   double tolerance = 0;

@@ -4,15 +4,16 @@
 #include <cctype>
 #include <filesystem>
 #include <limits>
+#include <memory>
 
 #include "tensor/safetensors.h"
 
 #define STB_IMAGE_STATIC
 #define STB_IMAGE_IMPLEMENTATION
-#include <stb/stb_image.h>
+#include <stb_image.h>
 #define STB_IMAGE_WRITE_STATIC
 #define STB_IMAGE_WRITE_IMPLEMENTATION
-#include <stb/stb_image_write.h>
+#include <stb_image_write.h>
 
 namespace rivulet {
 namespace {
@@ -23,7 +24,9 @@ std::string lower_extension(const std::string& path) {
   return ext;
 }
 
-void append(void* to, void* bytes, int n) { static_cast<std::string*>(to)->append(static_cast<char*>(bytes), n); }
+void append(void* to, void* bytes, int n) {
+  static_cast<std::string*>(to)->append(static_cast<char*>(bytes), n);
+}
 
 Tensor checked(const Tensor& image, const char* who) {
   check(image.dtype() == DType::u8 && image.dims() == 3 && image.dim(2) == 3 && image.numel() > 0, who,
