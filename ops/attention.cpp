@@ -1,10 +1,12 @@
 #include "ops/attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "ops/fast_exp.h"
+#include "ops/fast_math.h"
 #include "ops/gemm.h"
+#include "ops/half.h"
 #include "ops/rows.h"
 #include "tensor/parallel.h"
 
@@ -14,7 +16,7 @@ namespace {
 
 // A tile of scores stays in the second-level cache; a chunk of keys is the unit of work of the backward
 // pass, which keeps one partial dq per chunk.
-constexpr int64_t kQueryTile = 64, kKeyTile = 256, kKeyChunk = 1024;
+constexpr int64_t kQueryTile = 128, kKeyTile = 512, kKeyChunk = 1024;
 
 template <class T>
 struct Rows {
@@ -56,13 +58,24 @@ struct Head {
   }
 };
 
+// The largest of n values. Independent lanes keep the comparisons from waiting for each other.
+template <class T>
+T largest(const T* s, int64_t n) {
+  constexpr int64_t kLanes = 32;
+  T top[kLanes];
+  std::fill_n(top, kLanes, -std::numeric_limits<T>::infinity());
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes)
+    for (int64_t l = 0; l < kLanes; ++l) top[l] = s[j + l] > top[l] ? s[j + l] : top[l];
+  for (; j < n; ++j) top[0] = s[j] > top[0] ? s[j] : top[0];
+  return *std::max_element(top, top + kLanes);
+}
+
 // Turns a row of scores into weights relative to the largest score so far. Returns the factor by which
 // what was summed before must shrink.
 template <class T>
 T softmax_row(T* s, int64_t nk, T& row_max, T& row_sum) {
-  T top = row_max;
-#pragma omp simd reduction(max : top)
-  for (int64_t j = 0; j < nk; ++j) top = s[j] > top ? s[j] : top;
+  const T top = std::max(row_max, largest(s, nk));
   const T base = top == -std::numeric_limits<T>::infinity() ? T(0) : top;
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -200,14 +213,14 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
   check(q.dim(0) == k.dim(0) && q.dim(2) == k.dim(2) && q.dim(3) == k.dim(3), "attention: q has shape ",
         q.shape(), ", k ", k.shape());
   check(k.numel() > 0, "attention: k has shape ", k.shape(), ", wanted at least one key");
-  check(k.dtype() == q.dtype() && v.dtype() == q.dtype(), "attention: q is ", q.dtype(), ", k ", k.dtype(),
-        ", v ", v.dtype());
+  check_same_type("attention", {q, k, v});
   check(!key_mask || key_mask.shape() == Shape{k.dim(0), k.dim(1)}, "attention: key_mask has shape ",
         key_mask.shape(), ", k ", k.shape());
   check(!key_mask || key_mask.dtype() == DType::u8, "attention: key_mask is ", key_mask.dtype(),
         ", wanted u8");
-  if (is_half(q.dtype()))
-    return attention(q.to(DType::f32), k.to(DType::f32), v.to(DType::f32), scale, key_mask).to(q.dtype());
+  if (any_half({q, k, v}))
+    return through_f32({q, k, v},
+                       [&](const Tensors& t) { return attention(t[0], t[1], t[2], scale, key_mask); });
 
   const Tensor qd = dense_rows(q), kd = dense_rows(k), vd = dense_rows(v);
   const Tensor mask = key_mask ? key_mask.contiguous() : key_mask;

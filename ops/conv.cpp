@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "ops/gemm.h"
+#include "ops/half.h"
 #include "ops/rows.h"
 #include "tensor/parallel.h"
 
@@ -141,10 +142,9 @@ Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSt
     check(room >= 0, "conv: x ", x.shape(), " with its padding is smaller than the kernel ", w.shape());
     shape[i + 1] = room / steps.stride[i] + 1;
   }
-  const auto f32 = [](const Tensor& t) { return t ? t.to(DType::f32) : t; };
-  if (is_half(x.dtype())) return conv3d(f32(x), f32(w), f32(bias), steps).to(x.dtype());
-  check(w.dtype() == x.dtype() && (!bias || bias.dtype() == x.dtype()), "conv: x is ", x.dtype(), ", w ",
-        w.dtype(), ", bias ", bias.dtype());
+  if (any_half({x, w, bias}))
+    return through_f32({x, w, bias}, [&](const Tensors& t) { return conv3d(t[0], t[1], t[2], steps); });
+  check_same_type("conv", {x, w, bias});
 
   const Tensor in = x.contiguous(), packed = w.permute({0, 2, 3, 4, 1}).contiguous();
   const Tensor add = bias ? bias.contiguous() : bias;

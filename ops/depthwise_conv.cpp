@@ -1,6 +1,6 @@
 #include "ops/depthwise_conv.h"
 
-#include "ops/rows.h"
+#include "ops/half.h"
 #include "tensor/parallel.h"
 
 namespace rivulet {
@@ -76,10 +76,9 @@ Tensor depthwise_conv3x3(const Tensor& x, const Tensor& w, const Tensor& bias) {
   const int64_t c = x.dim(3);
   check(w.shape() == Shape{c, 1, 3, 3}, "depthwise_conv3x3: w has shape ", w.shape(), ", x ", x.shape());
   check(bias.shape() == Shape{c}, "depthwise_conv3x3: bias has shape ", bias.shape(), ", x ", x.shape());
-  if (is_half(x.dtype()))
-    return depthwise_conv3x3(x.to(DType::f32), w.to(DType::f32), bias.to(DType::f32)).to(x.dtype());
-  check(w.dtype() == x.dtype() && bias.dtype() == x.dtype(), "depthwise_conv3x3: x is ", x.dtype(), ", w ",
-        w.dtype(), ", bias ", bias.dtype());
+  if (any_half({x, w, bias}))
+    return through_f32({x, w, bias}, [](const Tensors& t) { return depthwise_conv3x3(t[0], t[1], t[2]); });
+  check_same_type("depthwise_conv3x3", {x, w, bias});
 
   const Tensor in = x.contiguous(), add = bias.contiguous();
   const Tensor taps = w.reshape({c, 9}).transpose(0, 1).contiguous();

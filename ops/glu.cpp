@@ -1,6 +1,7 @@
 #include "ops/glu.h"
 
-#include "ops/fast_exp.h"
+#include "ops/fast_math.h"
+#include "ops/half.h"
 #include "tensor/parallel.h"
 
 namespace rivulet {
@@ -14,7 +15,7 @@ void glu_silu(const Tensor& x, Tensor& y) {
         const T *a = x.data<T>() + row * 2 * c, *g = a + c;
         T* out = y.data<T>() + row * c;
 #pragma omp simd
-        for (int64_t j = 0; j < c; ++j) out[j] = a[j] * g[j] * fast_sigmoid(g[j]);
+        for (int64_t j = 0; j < c; ++j) out[j] = a[j] * g[j] * sigmoid_of(g[j]);
       }
     });
   });
@@ -29,7 +30,7 @@ void glu_silu_backward(const Tensor& dy, const Tensor& x, Tensor& dx) {
         T *da = dx.data<T>() + row * 2 * c, *dg = da + c;
 #pragma omp simd
         for (int64_t j = 0; j < c; ++j) {
-          const T s = fast_sigmoid(g[j]);
+          const T s = sigmoid_of(g[j]);
           da[j] = up[j] * g[j] * s;
           dg[j] = up[j] * a[j] * s * (T(1) + g[j] * (T(1) - s));
         }
@@ -43,7 +44,7 @@ void glu_silu_backward(const Tensor& dy, const Tensor& x, Tensor& dx) {
 Tensor glu_silu(const Tensor& x) {
   check(x.dims() >= 1 && x.dim(-1) % 2 == 0 && x.dim(-1) > 0, "glu_silu: x has shape ", x.shape(),
         ", wanted an even number of channels");
-  if (is_half(x.dtype())) return glu_silu(x.to(DType::f32)).to(x.dtype());
+  if (any_half({x})) return through_f32({x}, [](const Tensors& t) { return glu_silu(t[0]); });
   const Tensor in = x.contiguous();
   Shape shape = x.shape();
   shape[shape.size() - 1] /= 2;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "ops/gemm.h"
+#include "ops/half.h"
 #include "tensor/parallel.h"
 
 namespace rivulet {
@@ -99,10 +100,10 @@ Tensor temporal_conv3(const Tensor& r, const Tensor& w, const Tensor& left_conte
         ", r ", r.shape());
   check(!left_context || left_context.shape() == Shape{r.dim(0), r.dim(2), c},
         "temporal_conv3: left_context has shape ", left_context.shape(), ", r ", r.shape());
-  const auto f32 = [](const Tensor& x) { return x ? x.to(DType::f32) : x; };
-  if (is_half(r.dtype())) return temporal_conv3(f32(r), f32(w), f32(left_context)).to(r.dtype());
-  check(w.dtype() == r.dtype() && (!left_context || left_context.dtype() == r.dtype()),
-        "temporal_conv3: r is ", r.dtype(), ", w ", w.dtype(), ", left_context ", left_context.dtype());
+  if (any_half({r, w, left_context}))
+    return through_f32({r, w, left_context},
+                       [](const Tensors& t) { return temporal_conv3(t[0], t[1], t[2]); });
+  check_same_type("temporal_conv3", {r, w, left_context});
 
   const Tensor in = r.contiguous(), left = left_context ? left_context.contiguous() : left_context;
   const Tensor taps = w.select(3, 0).permute({2, 0, 1}).contiguous();

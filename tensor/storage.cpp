@@ -6,6 +6,13 @@
 #include "tensor/kernels.h"
 
 namespace rivulet {
+
+Device device_named(const std::string& name) {
+  if (name == "cpu") return Device::cpu;
+  check(name == "cuda", "device '", name, "' is neither cpu nor cuda");
+  check(kHasCuda, "device cuda: this program was built without CUDA");
+  return Device::cuda;
+}
 namespace {
 
 constexpr int64_t kAlignment = 64;
