@@ -4,6 +4,7 @@
 #include <iostream>
 #include <numeric>
 
+#include "apps/bundled.h"
 #include "apps/commands.h"
 #include "apps/video.h"
 #include "models/editor.h"
@@ -91,7 +92,8 @@ std::vector<Result> evaluate_clip(const Editor& editor, const std::string& path,
 
 int run_eval(const EvalOptions& options) {
   check(!options.clips.empty(), "eval: no clips given");
-  const Editor editor = Editor::load(options.model, device_named(options.device));
+  const Editor editor =
+      Editor::load(options.model.empty() ? bundled_model() : options.model, device_named(options.device));
   std::vector<Edit> edits;
   for (const std::string& name : options.edits) edits.push_back(edit_named(name));
   SampleOptions sampling;

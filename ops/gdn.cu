@@ -12,8 +12,8 @@ __global__ void __launch_bounds__(kTileThreads)
   const GdnCell c(blockIdx.x, n);
   const int tiles = (n.d + kSize - 1) / kSize, i0 = int(blockIdx.y) / tiles * kSize,
             j0 = int(blockIdx.y) % tiles * kSize, what = int(blockIdx.z);
-  const GdnTokens<T>& left = what == 2 ? k : kr;
-  const GdnTokens<T>& right = what == 0 ? kr : what == 1 ? v : k;
+  const GdnTokens<T> left = what == 2 ? k : kr;
+  const GdnTokens<T> right = what == 0 ? kr : what == 1 ? v : k;
   T acc[kSize / 8][kSize / 8] = {};
   tile_product<T, kSize>(
       n.s, WeighedTokens<T>{left.at(c) + i0, left.step_s, beta.at(c), beta.step_s, n.d - i0, n.s},

@@ -11,7 +11,7 @@ struct GdnSizes {
   explicit GdnSizes(const Tensor& q)
       : b(int(q.dim(0))), t(int(q.dim(1))), s(int(q.dim(2))), h(int(q.dim(3))), d(int(q.dim(4))) {}
   int cells() const { return b * h * t; }
-  int64_t rows() const { return int64_t(b) * t * s * h; }
+  __host__ __device__ int64_t rows() const { return int64_t(b) * t * s * h; }
 };
 
 // One (batch, head, frame); index = (b * H + h) * T + f, the order of the saved states.

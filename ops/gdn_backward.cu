@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const GdnCell c(int(blockIdx.x) / tiles, n);
   const int s0 = int(blockIdx.x) % tiles * kSize, j0 = int(blockIdx.y) * kSize;
   const int64_t own = c.square(n);
-  const GdnTokens<T>& x = what == 0 ? k : kr;
+  const GdnTokens<T> x = what == 0 ? k : kr;
   T acc[kSize / 8][kSize / 8] = {};
   tile_product<T, kSize>(n.d, Operand<T, true>{x.at(c, s0), x.step_s, n.s - s0, n.d},
                          Operand<T, false>{(what == 0   ? dp_z
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kTileThreads)
   if (what == 1)
     tile_product<T, kSize>(n.d, Operand<T, true>{v.at(c, s0), v.step_s, n.s - s0, n.d},
                            Operand<T, true>{da + own + int64_t(j0) * n.d, n.d, n.d - j0, n.d}, acc);
-  const GdnTokens<T>& to = what == 0 ? k_grad : what == 1 ? kr_grad : v_grad;
+  const GdnTokens<T> to = what == 0 ? k_grad : what == 1 ? kr_grad : v_grad;
   for_each_result<kSize>(acc, [&](int i, int j, T value) {
     if (s0 + i >= n.s || j0 + j >= n.d) return;
     to.at(c, s0 + i)[j0 + j] = what == 0 ? value + db[c.row(n) + j0 + j] : value;

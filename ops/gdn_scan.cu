@@ -3,7 +3,7 @@
 namespace rivulet::cuda {
 namespace {
 
-constexpr int kScanThreads = 256, kScanColumns = 16, kScanDepth = 16, kSumGroups = 8;
+constexpr int kScanThreads = 256, kScanColumns = 16, kSumGroups = 8;
 
 template <class T>
 struct ChainList {
@@ -26,9 +26,9 @@ struct ScanTile {
 template <class T, int kRows>
 __global__ void __launch_bounds__(kScanThreads)
     scan_kernel(GdnSizes n, const T* decay, __grid_constant__ const ChainList<T> list) {
-  constexpr int kPadded = 16 * kRows;
+  constexpr int kPadded = 16 * kRows, kScanDepth = kRows == 16 ? 8 : 16;  // f64 fits in 48 KB
   __shared__ alignas(16) T slab[kScanDepth][kPadded];
-  __shared__ T state[kPadded][kScanColumns + 1];
+  __shared__ T state[kPadded][kScanColumns];
   const GdnChain<T>& chain = list.chain[blockIdx.z];
   const int first = int(blockIdx.y) * kScanColumns;
   if (first >= chain.cols) return;

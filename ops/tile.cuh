@@ -73,7 +73,7 @@ __device__ void tile_product(int depth, const A& a, const B& b, T (&acc)[kSize /
     }
     __syncthreads();
     if (k0 + kTileDepth < depth) fetch(k0 + kTileDepth);
-#pragma unroll
+#pragma unroll 4
     for (int k = 0; k < kTileDepth; ++k) {
       T fa[kMicro], fb[kMicro];
 #pragma unroll
