@@ -218,7 +218,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
         key_mask.shape(), ", k ", k.shape());
   check(!key_mask || key_mask.dtype() == DType::u8, "attention: key_mask is ", key_mask.dtype(),
         ", wanted u8");
-  if (any_half({q, k, v}))
+  if (needs_f32({q, k, v}))
     return through_f32({q, k, v},
                        [&](const Tensors& t) { return attention(t[0], t[1], t[2], scale, key_mask); });
 

@@ -74,7 +74,7 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   check(x.dims() == 4 && x.dim(3) % 2 == 0, "rope: x has shape ", x.shape(), ", wanted [B, N, H, even D]");
   check(cos.shape() == Shape{x.dim(1), x.dim(3) / 2} && sin.shape() == cos.shape(),
         "rope: tables have shapes ", cos.shape(), " and ", sin.shape(), ", x ", x.shape());
-  if (any_half({x})) return through_f32({x}, [&](const Tensors& t) { return rope(t[0], cos, sin); });
+  if (needs_f32({x})) return through_f32({x}, [&](const Tensors& t) { return rope(t[0], cos, sin); });
   const Tensor in = dense_rows(x);
   const Tensor c = cos.detach().to(x.dtype()).contiguous(), s = sin.detach().to(x.dtype()).contiguous();
   Tensor y(x.shape(), x.dtype(), x.device());

@@ -100,7 +100,7 @@ Tensor temporal_conv3(const Tensor& r, const Tensor& w, const Tensor& left_conte
         ", r ", r.shape());
   check(!left_context || left_context.shape() == Shape{r.dim(0), r.dim(2), c},
         "temporal_conv3: left_context has shape ", left_context.shape(), ", r ", r.shape());
-  if (any_half({r, w, left_context}))
+  if (needs_f32({r, w, left_context}))
     return through_f32({r, w, left_context},
                        [](const Tensors& t) { return temporal_conv3(t[0], t[1], t[2]); });
   check_same_type("temporal_conv3", {r, w, left_context});
