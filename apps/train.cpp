@@ -38,11 +38,12 @@ int run_train(const TrainOptions& options) {
   TrainConfig config = read_train_config(options.config);
   if (options.steps > 0) config.steps = options.steps;
   const ShapeEdit data = renderer(config, options.config);
-  EditModel model(model_config(config, options.config));
+  EditModel model(model_config(config, options.config), device_named(options.device));
   config.model = to_json(model.config());
   Rng start{uint64_t(config.seed)};
   model.initialise(start);
-  if (!options.init.empty()) load_tensors(named_tensors(model), SafeTensors(options.init + "/weights.safetensors"));
+  if (!options.init.empty())
+    load_tensors(named_tensors(model), SafeTensors(options.init + "/weights.safetensors"));
 
   const ClipSize size{config.frames, config.height, config.width};
   const auto pair = [&](int64_t index) {

@@ -7,9 +7,10 @@
 namespace rivulet {
 namespace {
 
-// The stem keeps at least three letters.
+// Short words are no plurals, and the stem keeps at least two letters.
 bool ends_with(const std::string& word, const std::string& tail) {
-  return word.size() >= tail.size() + 3 && word.compare(word.size() - tail.size(), tail.size(), tail) == 0;
+  return word.size() >= 4 && word.size() >= tail.size() + 2 &&
+         word.compare(word.size() - tail.size(), tail.size(), tail) == 0;
 }
 
 std::string replaced(std::string word, const std::string& from, const std::string& to) {

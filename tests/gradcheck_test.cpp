@@ -1,5 +1,6 @@
 // Every op in ops/all.h: backward() against central differences in f64, with a random cotangent, on dense
-// inputs and on strided views; and bf16 and f16 results against f32 ones. One op: gradcheck_test -sc=rms_norm
+// inputs and on strided views; and the results and gradients of each precision against a wider one. One op:
+// gradcheck_test -sc=rms_norm
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -70,6 +71,8 @@ void check_gradients(const OpCase& op, const Shapes& shapes, bool strided, Outco
   for (size_t i = 0; i < shapes.size(); ++i) {
     Tensor x = make_input(op, shapes[i], int(i), rng, DType::f64);
     if (strided) x = as_view(x, i);
+    if (strided && x.dims() > 0 && x.dim(0) > 1 && x.dim(-1) > 1)
+      REQUIRE(!(x.dims() > 1 && x.is_contiguous()));
     inputs.push_back(x);
   }
   for (size_t i = 0; i < inputs.size(); ++i)
@@ -126,28 +129,68 @@ void check_op(const OpCase& op) {
   std::printf("%-22s %.1e dense  %.1e strided\n", op.name.c_str(), outcome[0].worst, outcome[1].worst);
 }
 
-// The op on `dtype` inputs against the op on the same values in f32.
-void check_half(const OpCase& op, DType dtype, double eps) {
+struct Run {
+  Tensors ys, grads;
+};
+
+Run run_with_gradients(const OpCase& op, const Tensors& values, const Tensors& cotangents) {
+  Tensors inputs, roots, seeds;
+  for (const Tensor& v : values) inputs.push_back(v.clone());
+  for (size_t i = 0; i < inputs.size(); ++i)
+    if (differentiated(op, inputs, i)) inputs[i].set_requires_grad();
+  Run run{op.run(inputs), {}};
+  for (size_t i = 0; i < run.ys.size(); ++i) {
+    if (!run.ys[i].requires_grad()) continue;
+    roots.push_back(run.ys[i]);
+    seeds.push_back((cotangents.empty() ? run.ys : cotangents)[i].detach().to(run.ys[i].dtype()));
+  }
+  if (!roots.empty()) backward(roots, seeds);
+  for (const Tensor& x : inputs) run.grads.push_back(x.grad());
+  return run;
+}
+
+// |got - want| <= eps * (|want| + slack)
+void check_close(const Tensor& got, const Tensor& want, double eps, double slack) {
+  REQUIRE(got.defined() == want.defined());
+  if (!got) return;
+  REQUIRE(got.shape() == want.shape());
+  const auto a = got.to_vector(), b = want.to_vector();
+  for (size_t k = 0; k < a.size(); ++k) {
+    CAPTURE(k);
+    CHECK(std::abs(a[k] - b[k]) <= eps * (std::abs(b[k]) + slack));
+  }
+}
+
+double largest(const Tensor& t) {
+  double size = 0;
+  if (t)
+    for (double x : t.to_vector()) size = std::max(size, std::abs(x));
+  return size;
+}
+
+// Results and gradients on `dtype` inputs against those on the same values in `wide`: relative to the value,
+// with a share of the largest one as slack, and at least `unit`. The first result is its own cotangent, so
+// that both runs have the same.
+void check_precision(const OpCase& op, DType dtype, DType wide, double eps, double unit) {
   for (const Shapes& shapes : op.check) {
+    CAPTURE(shapes[0]);
     Rng rng{23};
-    Tensors low, wide;
+    Tensors low, high;
     for (size_t i = 0; i < shapes.size(); ++i) {
-      low.push_back(make_input(op, shapes[i], int(i), rng, dtype));
-      wide.push_back(is_half(low.back().dtype()) ? low.back().to(DType::f32) : low.back());
+      Tensor x = make_input(op, shapes[i], int(i), rng, DType::f32);
+      const bool varies = is_floating(x.dtype());
+      if (varies && (op.differentiable.empty() || op.differentiable[i])) x = x.to(dtype);
+      low.push_back(x);
+      high.push_back(varies ? x.to(wide) : x);
     }
-    const Tensors y = op.run(low), reference = op.run(wide);
-    REQUIRE(y.size() == reference.size());
-    for (size_t i = 0; i < y.size(); ++i) {
-      REQUIRE(y[i].shape() == reference[i].shape());
-      const auto got = y[i].to_vector(), want = reference[i].to_vector();
-      double size = 0;
-      for (double w : want) size = std::max(size, std::abs(w));
-      for (size_t k = 0; k < got.size(); ++k) {
-        CAPTURE(k);
-        CAPTURE(shapes[0]);
-        CHECK(std::abs(got[k] - want[k]) <= eps * (std::abs(want[k]) + 0.1 * size));
-      }
-    }
+    const Run got = run_with_gradients(op, low, {});
+    const Run want = run_with_gradients(op, high, got.ys);
+    REQUIRE(got.ys.size() == want.ys.size());
+    for (size_t i = 0; i < got.ys.size(); ++i)
+      check_close(got.ys[i], want.ys[i], eps, std::max(unit, 0.1 * largest(want.ys[i])));
+    // A gradient may be the small difference of large terms: its slack is that of unit inputs.
+    for (size_t i = 0; i < got.grads.size(); ++i)
+      check_close(got.grads[i], want.grads[i], 2 * eps, std::max(1.0, largest(want.grads[i])));
   }
 }
 
@@ -159,13 +202,19 @@ TEST_CASE("backward agrees with central differences") {
     }
 }
 
-TEST_CASE("half precision inputs give the f32 result, rounded") {
+TEST_CASE("bf16 and f16 give the f32 results and gradients, rounded") {
   for (const OpCase* op : all_op_cases()) {
     SUBCASE(op->name.c_str()) {
-      check_half(*op, DType::bf16, 0x1p-8);
-      check_half(*op, DType::f16, 0x1p-11);
+      check_precision(*op, DType::bf16, DType::f32, 0x1p-8, 0);
+      check_precision(*op, DType::f16, DType::f32, 0x1p-11, 0);
     }
   }
+}
+
+TEST_CASE("f32 gives the f64 results and gradients") {
+  for (const OpCase* op : all_op_cases()) SUBCASE(op->name.c_str()) {
+      check_precision(*op, DType::f32, DType::f64, 0x1p-18, 1);
+    }
 }
 
 TEST_CASE("the list names every op once and gives it what the machinery needs") {

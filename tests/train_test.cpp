@@ -10,6 +10,9 @@
 #include <filesystem>
 #include <thread>
 
+#include "ops/elementwise.h"
+#include "ops/loss.h"
+#include "ops/matmul.h"
 #include "train/prefetch.h"
 #include "train/progress.h"
 
@@ -33,42 +36,13 @@ struct TempDir {
   std::string operator/(const std::string& name) const { return (path / name).string(); }
 };
 
-// mean over rows of (sum_j a_j tanh(x_row . w_j) - y)^2 as one op: x [B, kIn], y [B], w [kHidden, kIn], a
-// [kHidden].
-Tensor net_loss(const Tensor& x, const Tensor& y, const Tensor& w, const Tensor& a) {
-  const int64_t rows = x.dim(0);
-  Tensor dw = zeros(w.shape()), da = zeros(a.shape()), loss(Shape{});
-  const float *px = x.data<float>(), *py = y.data<float>(), *pw = w.data<float>(), *pa = a.data<float>();
-  double sum = 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    float h[kHidden], out = 0;
-    for (int64_t j = 0; j < kHidden; ++j) {
-      float z = 0;
-      for (int64_t i = 0; i < kIn; ++i) z += px[r * kIn + i] * pw[j * kIn + i];
-      h[j] = std::tanh(z);
-      out += pa[j] * h[j];
-    }
-    const float error = out - py[r], g = 2 * error / static_cast<float>(rows);
-    sum += double(error) * error;
-    for (int64_t j = 0; j < kHidden; ++j) {
-      da.data<float>()[j] += g * h[j];
-      for (int64_t i = 0; i < kIn; ++i)
-        dw.data<float>()[j * kIn + i] += g * pa[j] * (1 - h[j] * h[j]) * px[r * kIn + i];
-    }
-  }
-  loss.fill(sum / double(rows));
-  return record("net_loss", loss, {w, a}, [dw, da](const Tensor& g) -> Tensors {
-    Tensor gw = zeros(dw.shape()), ga = zeros(da.shape());
-    return {gw.add_in_place(dw, g.item()), ga.add_in_place(da, g.item())};
-  });
-}
-
+// x -> a tanh(w x), with mean square loss.
 struct Net {
   Tensor w, a;
   explicit Net(uint64_t seed = 3) {
     Rng rng{seed};
     w = randn({kHidden, kIn}, rng);
-    a = randn({kHidden}, rng);
+    a = randn({1, kHidden}, rng);
     w.set_requires_grad();
     a.set_requires_grad();
   }
@@ -83,7 +57,8 @@ struct Net {
         for (int64_t i = 0; i < kIn; ++i) sum += x.data<float>()[b * kIn + i] = float(sample.normal());
         y.data<float>()[b] = float(std::sin(sum) + noise * rng.normal());
       }
-      return {net_loss(x, y, net.w, net.a), {{"rows", double(batch)}}};
+      const Tensor out = linear(tanh(linear(x, net.w)), net.a);
+      return {mse_loss(out.reshape({batch}), y), {{"rows", double(batch)}}};
     };
   }
 };

@@ -7,10 +7,9 @@ using namespace rivulet;
 
 int main() {
   Rng rng{7};
-  Tensor w1 = affine(randn({32, 2}, rng), 0.7, 0), b1 = zeros({32});
-  Tensor w2 = affine(randn({1, 32}, rng), 0.2, 0), b2 = zeros({1});
+  const Tensor w1 = (0.7 * randn({32, 2}, rng)).set_requires_grad(), b1 = zeros({32}).set_requires_grad();
+  const Tensor w2 = (0.2 * randn({1, 32}, rng)).set_requires_grad(), b2 = zeros({1}).set_requires_grad();
   const NamedTensors params = {{"w1", w1}, {"b1", b1}, {"w2", w2}, {"b2", b2}};
-  set_requires_grad(params, true);
   AdamW adam(params, {});
 
   const Tensor x = rand_uniform({256, 2}, -1, 1, rng);

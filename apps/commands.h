@@ -1,0 +1,61 @@
+// The commands of the program: one file apps/<name>.cpp each, with its options here and its command line in
+// apps/main.cpp. A command returns the exit code: 0, 1 when a check it was asked to make failed, 130 when it
+// was interrupted. Bad input is an Error, which main turns into code 2.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace rivulet {
+
+struct EditOptions {
+  std::string in;
+  std::vector<std::string> prompts, outs;  // the clip is read once and edited by each prompt into its own out
+  std::string compare;                     // a video of the source beside the edits
+  std::string sheet;                       // a PNG: a row of frames for the source and for each edit
+  std::string model;                       // a model folder; empty means the bundled one
+  std::string device = "cpu";
+  std::string state;  // resumed from when it exists, written at the end; one prompt only
+  std::string size;   // WxH, empty for the clip's own
+  int64_t steps = 0;  // network calls per chunk; 0 for the sampler's default
+  uint64_t seed = 0;
+  int threads = 0;  // 0 for all cores
+};
+int run_edit(const EditOptions& options);
+
+struct TrainOptions {
+  std::string config;
+  std::string device = "cpu";
+  std::string init;    // a model folder to start from
+  int64_t steps = 0;   // 0 for the config's
+  int workers = 1;     // threads that prepare samples
+  bool fresh = false;  // ignore the checkpoints of an earlier run
+};
+int run_train(const TrainOptions& options);
+
+struct EvalOptions {
+  std::string model;                      // a model folder; empty means the bundled one
+  std::vector<std::string> clips, edits;  // edits by name: "night", "red_to_blue", "keep"
+  int64_t frames = 48;                    // of each clip, from its start
+  std::string size = "256x144";
+  int64_t steps = 0;  // network calls per chunk; 0 for the sampler's default
+  uint64_t seed = 0;
+  std::string device = "cpu";
+  std::string json, sheet;  // reports to write: figures, and a PNG of source | edit | target
+};
+int run_eval(const EvalOptions& options);
+
+struct InspectOptions {
+  std::string what;
+  bool tensors = false;
+};
+int run_inspect(const InspectOptions& options);
+
+struct SelftestOptions {
+  std::string golden;
+  std::string device = "cpu";
+};
+int run_selftest(const SelftestOptions& options);
+
+}  // namespace rivulet

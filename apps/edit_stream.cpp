@@ -1,0 +1,58 @@
+#include "apps/edit_stream.h"
+
+#include "ops/shape.h"
+
+namespace rivulet {
+namespace {
+
+Tensor repeat_last(const Tensor& frames, int64_t n) {
+  const int64_t have = frames.dim(0);
+  if (have == n) return frames;
+  Shape tail = frames.shape();
+  tail[0] = n - have;
+  return cat({frames, frames.slice(0, have - 1, have).expand(tail)}, 0);
+}
+
+// What a viewer compares with: the source at the size of the results.
+void show(const EditStream& stream, const Tensor& source, const Tensors& edits) {
+  if (stream.compare == nullptr && stream.sheet == nullptr) return;
+  const Tensor shown = resize_frames(source, stream.outer);
+  if (stream.compare != nullptr) {
+    std::vector<Strip> strips = {{"source", shown}};
+    for (size_t i = 0; i < edits.size(); ++i) strips.push_back({stream.tracks[i].label, edits[i]});
+    stream.compare->write(side_by_side(strips));
+  }
+  if (stream.sheet != nullptr) {
+    Tensors all = {shown};
+    all.insert(all.end(), edits.begin(), edits.end());
+    stream.sheet->add(all);
+  }
+}
+
+}  // namespace
+
+int64_t run(const EditStream& stream) {
+  int64_t done = 0;
+  while (stream.stop == nullptr || !*stream.stop) {
+    const int64_t n = stream.chunk_frames();
+    const Tensor frames = stream.source->read(n);
+    if (!frames) break;
+    const int64_t got = frames.dim(0);
+    const Tensor chunk = repeat_last(resize_frames(frames, stream.inner), n);
+    Tensors edits;
+    for (const EditTrack& track : stream.tracks) {
+      const Tensor edited = track.step(chunk);
+      check(edited.shape() == chunk.shape(), "edit: a step turned ", chunk.shape(), " into ", edited.shape());
+      edits.push_back(resize_frames(edited.slice(0, 0, got).contiguous(), stream.outer));
+      track.sink->write(edits.back());
+    }
+    show(stream, frames, edits);
+    done += got;
+    stream.progress(done);
+    if (got < n) break;
+  }
+  check(done > 0 || (stream.stop != nullptr && *stream.stop), stream.source->name(), ": holds no frames");
+  return done;
+}
+
+}  // namespace rivulet

@@ -1,0 +1,39 @@
+// The loop of an edit: frames in, chunk by chunk through one or more editors, frames out. It knows nothing
+// about models, so that anything which turns frames into frames can be run by it.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <vector>
+
+#include "apps/contact_sheet.h"
+#include "apps/video.h"
+
+namespace rivulet {
+
+struct EditTrack {
+  std::string label;
+  // Edits one chunk: u8 [F, h, w, 3] to the same shape, h and w being EditStream::inner.
+  std::function<Tensor(const Tensor& frames)> step;
+  FrameSink* sink;
+};
+
+struct EditStream {
+  FrameSource* source;
+  std::vector<EditTrack> tracks;
+  // How many frames the next step takes.
+  std::function<int64_t()> chunk_frames;
+  FrameSize inner;                          // what the editors see
+  FrameSize outer;                          // what the sinks get
+  FrameSink* compare = nullptr;             // source and edits side by side
+  SheetSampler* sheet = nullptr;            // labels: source, then the tracks
+  const std::atomic<bool>* stop = nullptr;  // looked at between chunks
+  std::function<void(int64_t frames)> progress = [](int64_t) {};
+};
+
+// Frames edited. When the clip ends inside a chunk, its last frame fills the rest of the chunk and the extra
+// results are dropped, so every track has exactly the frames of the source. Throws when the source has none.
+// Nothing is finished: that is for the caller to do with the sinks.
+int64_t run(const EditStream& stream);
+
+}  // namespace rivulet

@@ -1,0 +1,135 @@
+// rivulet: the command line. Exit codes: 0 done, 1 a check failed, 2 bad input or a failure, 130 interrupted.
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <exception>
+#include <functional>
+#include <iostream>
+
+#include "apps/commands.h"
+
+namespace rivulet {
+namespace {
+
+using Run = std::function<int()>;
+
+Run add_edit(CLI::App& app) {
+  auto o = std::make_shared<EditOptions>();
+  app.add_option("in", o->in,
+                 "A video file, a .y4m, a folder of images, a webcam (/dev/video0), or - for y4m on stdin")
+      ->required();
+  app.add_option("-p,--prompt", o->prompts,
+                 "What to change; several -p with as many -o edit one clip several ways")
+      ->required()
+      ->expected(1)
+      ->take_all();
+  app.add_option("-o,--out", o->outs, "An .mp4, a .y4m, a folder for PNGs, or - for y4m on stdout")
+      ->required()
+      ->expected(1)
+      ->take_all();
+  app.add_option("--compare", o->compare, "Also write a video of the source beside the edits");
+  app.add_option("--sheet", o->sheet, "Also write a PNG with a row of frames for the source and each edit");
+  app.add_option("--size", o->size,
+                 "WxH to edit at: scaled to cover it and cropped at the centre, turned for a portrait clip");
+  app.add_option("--steps", o->steps, "Network calls per chunk")->check(CLI::Range(1, 1000));
+  app.add_option("--seed", o->seed, "Seed of the noise");
+  app.add_option("--state", o->state, "Resume the stream from this file if it exists, and save it there");
+  app.add_option("--model", o->model, "A model folder (default: the bundled brook)");
+  app.add_option("--device", o->device, "cpu or cuda");
+  app.add_option("--threads", o->threads, "CPU threads (default: all)")->check(CLI::Range(1, 1024));
+  return [o] { return run_edit(*o); };
+}
+
+Run add_train(CLI::App& app) {
+  auto o = std::make_shared<TrainOptions>();
+  app.add_option("config", o->config, "The training run as JSON")->required();
+  app.add_option("--steps", o->steps, "Stop after this many steps instead of the config's")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--device", o->device, "cpu or cuda");
+  app.add_option("--init", o->init, "A model folder to start from");
+  app.add_option("--workers", o->workers, "Threads that prepare samples")->check(CLI::Range(1, 1024));
+  app.add_flag("--fresh", o->fresh, "Start over instead of resuming the last checkpoint");
+  return [o] { return run_train(*o); };
+}
+
+Run add_eval(CLI::App& app) {
+  auto o = std::make_shared<EvalOptions>();
+  o->edits = {"night",       "sepia",           "sketch",        "black_and_white", "sunset", "negative",
+              "red_to_blue", "green_to_purple", "yellow_to_red", "blue_to_orange",  "keep"};
+  app.add_option("clips", o->clips, "Video files, .y4m files or folders of images")->required();
+  app.add_option("--model", o->model, "A model folder (default: the bundled brook)");
+  app.add_option("--edits", o->edits, "Edits to measure, such as night red_to_blue keep");
+  app.add_option("--frames", o->frames, "Frames of each clip")->check(CLI::PositiveNumber);
+  app.add_option("--size", o->size, "WxH to edit at");
+  app.add_option("--steps", o->steps, "Network calls per chunk")->check(CLI::Range(1, 1000));
+  app.add_option("--seed", o->seed, "Seed of the noise");
+  app.add_option("--device", o->device, "cpu or cuda");
+  app.add_option("--json", o->json, "Write the figures here");
+  app.add_option("--sheet", o->sheet, "Write a PNG of source, edit and exact target here");
+  return [o] { return run_eval(*o); };
+}
+
+Run add_inspect(CLI::App& app) {
+  auto o = std::make_shared<InspectOptions>();
+  app.add_option("what", o->what,
+                 "A model folder, a .safetensors file, sana-streaming-2b or sana-bidirectional-2b")
+      ->required();
+  app.add_flag("--tensors", o->tensors, "List every tensor");
+  return [o] { return run_inspect(*o); };
+}
+
+Run add_selftest(CLI::App& app) {
+  auto o = std::make_shared<SelftestOptions>();
+  app.add_option("--golden", o->golden, "The folder of golden files")->required();
+  app.add_option("--device", o->device, "cpu or cuda");
+  return [o] { return run_selftest(*o); };
+}
+
+struct Command {
+  const char* name;
+  const char* help;
+  Run (*add)(CLI::App&);
+};
+
+constexpr Command kCommands[] = {
+    {"edit", "Edit a video by an instruction", add_edit},
+    {"train", "Train an editor from one JSON file, or go on with a run", add_train},
+    {"eval", "Measure an editor on real clips against the exact edits", add_eval},
+    {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
+    {"selftest", "Compare the models with golden files of the reference", add_selftest},
+};
+
+int run(int argc, char** argv) {
+  CLI::App app("Edits video live from a text instruction.", "rivulet");
+  app.require_subcommand(1);
+  Run chosen;
+  for (const Command& command : kCommands) {
+    CLI::App* sub = app.add_subcommand(command.name, command.help);
+    const Run action = command.add(*sub);
+    sub->callback([&chosen, action] { chosen = action; });
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help
+    std::cerr << "rivulet: " << e.what() << "\n";
+    return 2;
+  }
+  return chosen();
+}
+
+}  // namespace
+}  // namespace rivulet
+
+int main(int argc, char** argv) {
+  // A reader that goes away is an error of that write, not the end of the program.
+  ::signal(SIGPIPE, SIG_IGN);
+  try {
+    return rivulet::run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    std::cerr << "rivulet: not enough memory\n";
+  } catch (const std::exception& e) {
+    std::cerr << "rivulet: " << e.what() << "\n";
+  }
+  return 2;
+}
