@@ -21,7 +21,7 @@ inline bool needs_f32(const Tensors& in) {
   return half && other;
 }
 
-// True when an input is half: for ops whose kernels compute in f32 and f64 only, on every device.
+// True for the ops whose kernels take f32 and f64 alone, on every device.
 inline bool any_half(const Tensors& in) {
   for (const Tensor& t : in)
     if (t.defined() && is_half(t.dtype())) return true;
