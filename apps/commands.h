@@ -54,6 +54,7 @@ int run_inspect(const InspectOptions& options);
 
 struct SelftestOptions {
   std::string golden;
+  std::string device = "cpu";
 };
 int run_selftest(const SelftestOptions& options);
 

@@ -81,6 +81,7 @@ Run add_inspect(CLI::App& app) {
 Run add_selftest(CLI::App& app) {
   auto o = std::make_shared<SelftestOptions>();
   app.add_option("--golden", o->golden, "The folder of golden files")->required();
+  app.add_option("--device", o->device, "cpu or cuda");
   return [o] { return run_selftest(*o); };
 }
 

@@ -10,6 +10,7 @@ namespace rivulet {
 
 int run_selftest(const SelftestOptions& options) {
   namespace fs = std::filesystem;
+  const Device device = device_named(options.device);
   check(fs::is_directory(options.golden), options.golden, ": not a folder");
   std::vector<fs::path> files;
   for (const auto& entry : fs::directory_iterator(options.golden))
@@ -20,7 +21,7 @@ int run_selftest(const SelftestOptions& options) {
               "verdict");
   int failed = 0, passed = 0;
   for (const fs::path& path : files) {
-    const auto rows = run_golden(SafeTensors(path.string()));
+    const auto rows = run_golden(SafeTensors(path.string()), device);
     if (rows.empty()) std::printf("%-36s %-16s\n", path.filename().c_str(), "(no model here for this file)");
     for (const GoldenRow& row : rows) {
       ++(row.passed() ? passed : failed);

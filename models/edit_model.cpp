@@ -58,9 +58,9 @@ EditModel EditModel::load(const std::string& dir, Device device) {
   return model;
 }
 
-void EditModel::save(const std::string& dir) {
+void EditModel::save(const std::string& dir, DType dtype) {
   std::map<std::string, Tensor> weights;
-  for (const auto& [name, t] : named_tensors(*this)) weights[name] = t.detach().to(Device::cpu);
+  for (const auto& [name, t] : named_tensors(*this)) weights[name] = t.detach().to(Device::cpu).to(dtype);
   ::mkdir(dir.c_str(), 0755);  // an existing folder is fine; a failure shows when the files are written
   save_safetensors(dir + "/weights.safetensors", weights);
   write_file(dir + "/config.json", to_json(config_).dump(2) + "\n");

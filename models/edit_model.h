@@ -38,7 +38,7 @@ class EditModel {
   // Reads DIR/config.json and DIR/weights.safetensors.
   static EditModel load(const std::string& dir, Device device = Device::cpu);
   // Writes both, weights first.
-  void save(const std::string& dir);
+  void save(const std::string& dir, DType dtype = DType::f32);
 
   template <class F>
   void visit(F&& f) {

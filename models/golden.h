@@ -23,6 +23,6 @@ double relative_error(const Tensor& ours, const Tensor& theirs);
 
 // Recognises what the file holds by its tensors and runs it; an empty list for a kind this build has no model
 // for. Throws when a file of a known kind is incomplete.
-std::vector<GoldenRow> run_golden(const SafeTensors& file);
+std::vector<GoldenRow> run_golden(const SafeTensors& file, Device device = Device::cpu);
 
 }  // namespace rivulet

@@ -112,7 +112,7 @@ __global__ void delta_kernel(AttentionSizes n, int64_t rows, const T* dout, cons
   const int lane = int(threadIdx.x) % 32;
   T sum = 0;
   for (int c = lane; c < n.d; c += 32) sum += dout[row * n.d + c] * out[row * n.d + c];
-  sum = warp_sum(sum);
+  sum = warp_reduce(sum, Plus{});
   const int64_t token = row / n.h, h = row % n.h;
   if (lane == 0) delta[(token / n.n * n.h + h) * n.n + token % n.n] = sum;
 }

@@ -35,7 +35,7 @@ __global__ void den_kernel(GdnSizes n, GdnTokens<T> q, const T* z, const T* zr, 
   const T* x = q.at(c, token);
   T sum = 0;
   for (int j = lane; j < n.d; j += 32) sum += x[j] * (z[c.row(n) + j] + zr[c.row(n) + j]);
-  sum = warp_sum(sum);
+  sum = warp_reduce(sum, Plus{});
   if (lane == 0) den[row] = sum + eps;
 }
 

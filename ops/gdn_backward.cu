@@ -18,7 +18,7 @@ __global__ void den_backward_kernel(GdnSizes n, GdnTokens<T> q_grad, GdnTokens<T
   const T *y = out.at(c, token), *dy = dout.at(c, token);
   T sum = 0;
   for (int j = lane; j < n.d; j += 32) sum += dy[j] * y[j];
-  const T inv = T(1) / den[row], d = -inv * warp_sum(sum);
+  const T inv = T(1) / den[row], d = -inv * warp_reduce(sum, Plus{});
   T* to = q_grad.at(c, token);
   for (int j = lane; j < n.d; j += 32) to[j] = d * (z[c.row(n) + j] + zr[c.row(n) + j]);
   if (lane == 0) {
@@ -171,7 +171,7 @@ __global__ void beta_grad_kernel(GdnSizes n, GdnTokens<T> k, GdnTokens<T> kr, Gd
     dkr[j] *= weight;
     dv[j] *= weight;
   }
-  sum = warp_sum(sum);
+  sum = warp_reduce(sum, Plus{});
   if (lane == 0) dbeta[row] = T(0.5) * sum;
 }
 

@@ -21,6 +21,13 @@ inline bool needs_f32(const Tensors& in) {
   return half && other;
 }
 
+// True for the ops whose kernels take f32 and f64 alone, on every device.
+inline bool any_half(const Tensors& in) {
+  for (const Tensor& t : in)
+    if (t.defined() && is_half(t.dtype())) return true;
+  return false;
+}
+
 // f on f32 copies of the half inputs (differentiable); the result goes back to the dtype of in[0].
 //   if (needs_f32({x, w})) return through_f32({x, w}, [&](const Tensors& t) { return norm(t[0], t[1]); });
 template <class F>

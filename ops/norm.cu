@@ -27,6 +27,11 @@ __device__ void along_row(int64_t c, F&& f) {
   for (int64_t j = int64_t(threadIdx.x) * P; j < c; j += 32 * kWarps * P) f(j);
 }
 
+// a * b, rounded: never fused with what it is subtracted from, so that a row which equals its mean leaves
+// exactly nothing.
+__device__ float product(float a, float b) { return __fmul_rn(a, b); }
+__device__ double product(double a, double b) { return __dmul_rn(a, b); }
+
 template <class T>
 struct RowArguments {
   int64_t rows, c, rows_per_group;
@@ -95,8 +100,9 @@ __global__ void norm_backward(RowArguments<T> a, const T* g, const Wide<T>* mean
     a.weights(row, j, w);
 #pragma unroll
     for (int i = 0; i < P; ++i) {
-      total += u[i] * w[i];
-      dot += u[i] * w[i] * (v[i] - mu);
+      u[i] = product(u[i], w[i]);
+      total += u[i];
+      dot += u[i] * (v[i] - mu);
     }
   });
   const Wide<T> shift = kCentred ? block_sum<kWarps>(total) / Wide<T>(a.c) : Wide<T>(0);
@@ -106,7 +112,7 @@ __global__ void norm_backward(RowArguments<T> a, const T* g, const Wide<T>* mean
     load_wide<P>(up + j, u);
     a.weights(row, j, w);
 #pragma unroll
-    for (int i = 0; i < P; ++i) v[i] = rstd * (u[i] * w[i] - shift - (v[i] - mu) * pull);
+    for (int i = 0; i < P; ++i) v[i] = rstd * (product(u[i], w[i]) - shift - (v[i] - mu) * pull);
     store_wide<P>(dx + row * a.c + j, v);
   });
 }

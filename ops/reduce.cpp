@@ -176,6 +176,7 @@ Tensor max(const Tensor& x, const std::vector<int>& dims, bool keepdim) {
   if (needs_f32(x)) return max(x.to(DType::f32), dims, keepdim).to(x.dtype());
   const Reduced r = reduced("max", x, dims);
   check(r.count > 0, "max: of no elements, in shape ", x.shape());
+  if (r.count == 1) return x.reshape(keepdim ? r.with_ones : r.without);
   const Tensor rows = x.detach().permute(r.order).contiguous().reshape({r.without.numel(), r.count});
   Tensor y({r.without.numel()}, x.dtype(), x.device());
   ON_DEVICE(x, row_max(rows, y));

@@ -25,11 +25,52 @@ void copy_run(To* to, int64_t to_step, const From* from, int64_t from_step, int6
     for (int64_t i = 0; i < n; ++i) to[i * to_step] = convert(from[i * from_step]);
 }
 
+// A copy where the dim that is dense on one side is another than on the other: element by element, most of
+// every cache line would be fetched in vain, so both dims are walked in square tiles.
+// Gives the dim that is dense where the innermost is not, or -1 for other copies.
+int transposed_dim(const StridedLoop<2>& loop) {
+  const int inner = loop.shape.size() - 1;
+  if ((loop.inner(0) == 1) == (loop.inner(1) == 1) || loop.shape[inner] < 8) return -1;
+  const Shape& strided = loop.strides[loop.inner(0) == 1 ? 1 : 0];
+  for (int d = 0; d < inner; ++d)
+    if (strided[d] == 1 && loop.shape[d] >= 8) return d;
+  return -1;
+}
+
+template <class Word>
+void copy_tiles(Word* to, const Word* from, const StridedLoop<2>& loop, int across) {
+  constexpr int64_t kTile = 32;
+  const int inner = loop.shape.size() - 1;
+  const int64_t rows = loop.shape[across], cols = loop.shape[inner];
+  const int64_t strips = (rows + kTile - 1) / kTile;
+  const Shape &ts = loop.strides[0], &fs = loop.strides[1];
+  const int64_t outer = loop.shape.numel() / std::max<int64_t>(1, rows * cols);
+  parallel_for(outer * strips, std::max<int64_t>(1, 1024 / cols), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task % strips * kTile, last = std::min(rows, first + kTile);
+      int64_t rest = task / strips, t0 = 0, f0 = 0;
+      for (int d = inner - 1; d >= 0; --d) {
+        if (d == across) continue;
+        t0 += rest % loop.shape[d] * ts[d];
+        f0 += rest % loop.shape[d] * fs[d];
+        rest /= loop.shape[d];
+      }
+      for (int64_t c = 0; c < cols; c += kTile) {
+        const int64_t stop = std::min(cols, c + kTile);
+        for (int64_t i = first; i < last; ++i)
+          copy_run(to + t0 + i * ts[across] + c * ts[inner], ts[inner],
+                   from + f0 + i * fs[across] + c * fs[inner], fs[inner], stop - c);
+      }
+    }
+  });
+}
+
 // Same-dtype copies move whole words, so they need no type and serve the storage-only formats too.
 template <class Word>
 void copy_words(const Tensor& to, const Tensor& from, const StridedLoop<2>& loop) {
   auto* t = static_cast<Word*>(to.raw());
   const auto* f = static_cast<const Word*>(from.raw());
+  if (const int across = transposed_dim(loop); across >= 0) return copy_tiles(t, f, loop, across);
   loop.for_each_row([&](const std::array<int64_t, 2>& at, int64_t n) {
     copy_run(t + at[0], loop.inner(0), f + at[1], loop.inner(1), n);
   });
