@@ -15,9 +15,10 @@ struct EditOptions {
   std::string compare;                     // a video of the source beside the edits
   std::string sheet;                       // a PNG: a row of frames for the source and for each edit
   std::string model;                       // a model folder; empty means the bundled one
-  std::string state;                       // resumed from when it exists, written at the end; one prompt only
-  std::string size;                        // WxH, empty for the clip's own
-  int64_t steps = 0;                       // network calls per chunk; 0 for the sampler's default
+  std::string device = "cpu";
+  std::string state;  // resumed from when it exists, written at the end; one prompt only
+  std::string size;   // WxH, empty for the clip's own
+  int64_t steps = 0;  // network calls per chunk; 0 for the sampler's default
   uint64_t seed = 0;
   int threads = 0;  // 0 for all cores
 };
@@ -25,12 +26,25 @@ int run_edit(const EditOptions& options);
 
 struct TrainOptions {
   std::string config;
+  std::string device = "cpu";
   std::string init;    // a model folder to start from
   int64_t steps = 0;   // 0 for the config's
   int workers = 1;     // threads that prepare samples
   bool fresh = false;  // ignore the checkpoints of an earlier run
 };
 int run_train(const TrainOptions& options);
+
+struct EvalOptions {
+  std::string model;                      // a model folder; empty means the bundled one
+  std::vector<std::string> clips, edits;  // edits by name: "night", "red_to_blue", "keep"
+  int64_t frames = 48;                    // of each clip, from its start
+  std::string size = "256x144";
+  int64_t steps = 0;  // network calls per chunk; 0 for the sampler's default
+  uint64_t seed = 0;
+  std::string device = "cpu";
+  std::string json, sheet;  // reports to write: figures, and a PNG of source | edit | target
+};
+int run_eval(const EvalOptions& options);
 
 struct InspectOptions {
   std::string what;
@@ -40,6 +54,7 @@ int run_inspect(const InspectOptions& options);
 
 struct SelftestOptions {
   std::string golden;
+  std::string device = "cpu";
 };
 int run_selftest(const SelftestOptions& options);
 

@@ -26,8 +26,8 @@ void print_tensors(const NamedTensors& tensors) {
 void print_totals(const NamedTensors& tensors) {
   const int64_t n = count_elements(tensors);
   std::printf("%s tensors, %s parameters\n", grouped(int64_t(tensors.size())).c_str(), grouped(n).c_str());
-  std::printf("weights: %.3f GB in bf16, %.3f GB in f32; training in f32 with AdamW: %.3f GB\n", double(n) * 2e-9,
-              double(n) * 4e-9, double(n) * 16e-9);
+  std::printf("weights: %.3f GB in bf16, %.3f GB in f32; training in f32 with AdamW: %.3f GB\n",
+              double(n) * 2e-9, double(n) * 4e-9, double(n) * 16e-9);
 }
 
 // What a stream holds per block kind at a frame size, in bf16 but for the f32 recurrent state (dit.md 6.1).
@@ -37,17 +37,18 @@ void print_stream_memory(const DitConfig& c, int64_t tokens) {
   const double tail = double(c.depth) * double(c.width * tokens) * 2;
   const double chunks = double(c.cached_chunks < 0 ? 0 : c.cached_chunks);
   const double window = softmax * chunks * double(c.chunk_frames * tokens * c.width) * 2 * 2;
-  std::printf("stream state at %lld tokens a frame: recurrent %.2f MB, temporal frames %.2f MB, windows %.2f MB\n",
-              static_cast<long long>(tokens), gdn * 1e-6, tail * 1e-6, window * 1e-6);
+  std::printf(
+      "stream state at %lld tokens a frame: recurrent %.2f MB, temporal frames %.2f MB, windows %.2f MB\n",
+      static_cast<long long>(tokens), gdn * 1e-6, tail * 1e-6, window * 1e-6);
 }
 
 void inspect_dit(const DitConfig& config, bool list, int64_t tokens) {
   Dit dit(config, Device::meta);
   const NamedTensors tensors = named_tensors(dit);
   std::printf("%s transformer: %lld blocks of width %lld, %lld heads of %lld, %zu of the blocks softmax\n",
-              config.variant.c_str(), static_cast<long long>(config.depth), static_cast<long long>(config.width),
-              static_cast<long long>(config.heads), static_cast<long long>(config.width / config.heads),
-              config.softmax_blocks.size());
+              config.variant.c_str(), static_cast<long long>(config.depth),
+              static_cast<long long>(config.width), static_cast<long long>(config.heads),
+              static_cast<long long>(config.width / config.heads), config.softmax_blocks.size());
   if (list) print_tensors(tensors);
   print_totals(tensors);
   print_stream_memory(config, tokens);
@@ -65,9 +66,9 @@ int run_inspect(const InspectOptions& options) {
   } else if (fs::is_directory(what)) {
     const std::string path = what + "/config.json";
     const EditModelConfig config = read_edit_model_config(Fields(read_json(path), path));
-    std::printf("%s: predicts %s, %lldx%lld patches, %zu words\n", config.name.c_str(), config.prediction.c_str(),
-                static_cast<long long>(config.patch), static_cast<long long>(config.patch),
-                config.vocabulary.words().size());
+    std::printf("%s: predicts %s, %lldx%lld patches, %zu words\n", config.name.c_str(),
+                config.prediction.c_str(), static_cast<long long>(config.patch),
+                static_cast<long long>(config.patch), config.vocabulary.words().size());
     EditModel model(config, Device::meta);
     inspect_dit(config.dit, false, 32 * 18);
     const NamedTensors all = named_tensors(model);
@@ -79,7 +80,8 @@ int run_inspect(const InspectOptions& options) {
     const SafeTensors file(what);
     NamedTensors tensors(file.tensors().begin(), file.tensors().end());
     for (const auto& [key, value] : file.metadata())
-      std::printf("%s: %s\n", key.c_str(), value.size() > 200 ? (value.substr(0, 200) + "...").c_str() : value.c_str());
+      std::printf("%s: %s\n", key.c_str(),
+                  value.size() > 200 ? (value.substr(0, 200) + "...").c_str() : value.c_str());
     print_tensors(tensors);
     print_totals(tensors);
   }

@@ -35,6 +35,7 @@ Run add_edit(CLI::App& app) {
   app.add_option("--seed", o->seed, "Seed of the noise");
   app.add_option("--state", o->state, "Resume the stream from this file if it exists, and save it there");
   app.add_option("--model", o->model, "A model folder (default: the bundled brook)");
+  app.add_option("--device", o->device, "cpu or cuda");
   app.add_option("--threads", o->threads, "CPU threads (default: all)")->check(CLI::Range(1, 1024));
   return [o] { return run_edit(*o); };
 }
@@ -44,10 +45,28 @@ Run add_train(CLI::App& app) {
   app.add_option("config", o->config, "The training run as JSON")->required();
   app.add_option("--steps", o->steps, "Stop after this many steps instead of the config's")
       ->check(CLI::PositiveNumber);
+  app.add_option("--device", o->device, "cpu or cuda");
   app.add_option("--init", o->init, "A model folder to start from");
   app.add_option("--workers", o->workers, "Threads that prepare samples")->check(CLI::Range(1, 1024));
   app.add_flag("--fresh", o->fresh, "Start over instead of resuming the last checkpoint");
   return [o] { return run_train(*o); };
+}
+
+Run add_eval(CLI::App& app) {
+  auto o = std::make_shared<EvalOptions>();
+  o->edits = {"night",       "sepia",           "sketch",        "black_and_white", "sunset", "negative",
+              "red_to_blue", "green_to_purple", "yellow_to_red", "blue_to_orange",  "keep"};
+  app.add_option("clips", o->clips, "Video files, .y4m files or folders of images")->required();
+  app.add_option("--model", o->model, "A model folder (default: the bundled brook)");
+  app.add_option("--edits", o->edits, "Edits to measure, such as night red_to_blue keep");
+  app.add_option("--frames", o->frames, "Frames of each clip")->check(CLI::PositiveNumber);
+  app.add_option("--size", o->size, "WxH to edit at");
+  app.add_option("--steps", o->steps, "Network calls per chunk")->check(CLI::Range(1, 1000));
+  app.add_option("--seed", o->seed, "Seed of the noise");
+  app.add_option("--device", o->device, "cpu or cuda");
+  app.add_option("--json", o->json, "Write the figures here");
+  app.add_option("--sheet", o->sheet, "Write a PNG of source, edit and exact target here");
+  return [o] { return run_eval(*o); };
 }
 
 Run add_inspect(CLI::App& app) {
@@ -62,6 +81,7 @@ Run add_inspect(CLI::App& app) {
 Run add_selftest(CLI::App& app) {
   auto o = std::make_shared<SelftestOptions>();
   app.add_option("--golden", o->golden, "The folder of golden files")->required();
+  app.add_option("--device", o->device, "cpu or cuda");
   return [o] { return run_selftest(*o); };
 }
 
@@ -74,6 +94,7 @@ struct Command {
 constexpr Command kCommands[] = {
     {"edit", "Edit a video by an instruction", add_edit},
     {"train", "Train an editor from one JSON file, or go on with a run", add_train},
+    {"eval", "Measure an editor on real clips against the exact edits", add_eval},
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
     {"selftest", "Compare the models with golden files of the reference", add_selftest},
 };

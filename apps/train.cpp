@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "apps/commands.h"
+#include "apps/frames.h"
 #include "apps/interrupt.h"
 #include "ops/image_io.h"
 #include "train/edit_samples.h"
@@ -21,15 +22,31 @@ EditModelConfig model_config(const TrainConfig& config, const std::string& sourc
   return read_edit_model_config(Fields(model, source + ": model"));
 }
 
-ShapeEdit renderer(const TrainConfig& config, const std::string& source) {
-  Fields fields(config.data, source + ": data");
+// Where samples come from: {"footage": FILE, "mix": {...}, "sizes": ["256x144", ...]}. Batch k is rendered at
+// size k of the list, round and round; without a list at the config's clip size.
+struct Source {
+  ShapeEdit renderer;
+  std::vector<ClipSize> sizes;
+  const ClipSize& size_of_batch(int64_t k) const { return sizes[size_t(k) % sizes.size()]; }
+};
+
+Source read_source(const TrainConfig& config, const std::string& name) {
+  Fields fields(config.data, name + ": data");
   std::string path;
   fields.optional("footage", path);
+  std::vector<std::string> sizes;
+  fields.optional("sizes", sizes);
   Fields mix = fields.object("mix");
   fields.done();
   std::shared_ptr<const Footage> footage;
   if (!path.empty()) footage = std::make_shared<const Footage>(Footage::open(path));
-  return ShapeEdit(ShapeEditConfig::read(mix), footage);
+  Source source{ShapeEdit(ShapeEditConfig::read(mix), footage), {}};
+  for (const std::string& text : sizes) {
+    const FrameSize size = parse_size(text);
+    source.sizes.push_back({config.frames, size.height, size.width});
+  }
+  if (sizes.empty()) source.sizes.push_back({config.frames, config.height, config.width});
+  return source;
 }
 
 }  // namespace
@@ -37,16 +54,16 @@ ShapeEdit renderer(const TrainConfig& config, const std::string& source) {
 int run_train(const TrainOptions& options) {
   TrainConfig config = read_train_config(options.config);
   if (options.steps > 0) config.steps = options.steps;
-  const ShapeEdit data = renderer(config, options.config);
-  EditModel model(model_config(config, options.config));
+  const Source data = read_source(config, options.config);
+  EditModel model(model_config(config, options.config), device_named(options.device));
   config.model = to_json(model.config());
   Rng start{uint64_t(config.seed)};
   model.initialise(start);
-  if (!options.init.empty()) load_tensors(named_tensors(model), SafeTensors(options.init + "/weights.safetensors"));
+  if (!options.init.empty())
+    load_tensors(named_tensors(model), SafeTensors(options.init + "/weights.safetensors"));
 
-  const ClipSize size{config.frames, config.height, config.width};
   const auto pair = [&](int64_t index) {
-    const Sample s = data.sample(index, size);
+    const Sample s = data.renderer.sample(index, data.size_of_batch(index / config.batch));
     return EditPair{model.codec().encode(s.source), model.codec().encode(s.target), s.instruction};
   };
   EditTraining training(model, config, pair, options.workers);
@@ -56,7 +73,8 @@ int run_train(const TrainOptions& options) {
   if (!options.fresh && trainer.resume_latest())
     std::cout << "resuming after step " << trainer.steps_done() << " of " << config.steps << "\n";
   std::vector<Sample> shown;
-  for (int64_t i = 0; i < kSheetRows; ++i) shown.push_back(data.sample(kSheetFirst + i, size));
+  for (int64_t i = 0; i < kSheetRows; ++i)
+    shown.push_back(data.renderer.sample(kSheetFirst + i, data.sizes[0]));
   trainer.on_sample([&](int64_t steps_done) {
     const EmaScope average(trainer.ema(), trainer.params());
     write_png(config.dir + "/sample_" + std::to_string(steps_done) + ".png",
@@ -66,7 +84,7 @@ int run_train(const TrainOptions& options) {
   const Interrupt interrupt;
   const bool finished = trainer.run(&std::cout, &interrupt.flag());
   const EmaScope average(trainer.ema(), trainer.params());
-  model.save(config.dir + "/model");
+  model.save(config.dir + "/model", DType::f16);  // half the size, and finer than 8-bit pixels
   std::cout << (finished ? "finished" : "stopped") << " after step " << trainer.steps_done() << ", loss "
             << trainer.last_loss() << "; the model is in " << config.dir << "/model\n";
   return finished ? 0 : 130;

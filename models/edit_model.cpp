@@ -51,16 +51,16 @@ void EditModel::initialise(Rng& rng) {
   dit.initialise(rng);
 }
 
-EditModel EditModel::load(const std::string& dir) {
+EditModel EditModel::load(const std::string& dir, Device device) {
   const std::string path = dir + "/config.json";
-  EditModel model(read_edit_model_config(Fields(read_json(path), path)));
+  EditModel model(read_edit_model_config(Fields(read_json(path), path)), device);
   load_tensors(named_tensors(model), SafeTensors(dir + "/weights.safetensors"));
   return model;
 }
 
-void EditModel::save(const std::string& dir) {
+void EditModel::save(const std::string& dir, DType dtype) {
   std::map<std::string, Tensor> weights;
-  for (const auto& [name, t] : named_tensors(*this)) weights[name] = t.detach();
+  for (const auto& [name, t] : named_tensors(*this)) weights[name] = t.detach().to(Device::cpu).to(dtype);
   ::mkdir(dir.c_str(), 0755);  // an existing folder is fine; a failure shows when the files are written
   save_safetensors(dir + "/weights.safetensors", weights);
   write_file(dir + "/config.json", to_json(config_).dump(2) + "\n");
@@ -71,7 +71,8 @@ TextContext EditModel::encode(const std::vector<std::string>& texts) const {
   Tensor mask(ids.shape(), DType::u8);
   for (int64_t i = 0; i < ids.numel(); ++i)
     mask.data<uint8_t>()[i] = ids.data<int64_t>()[i] != Vocabulary::kPadding;
-  return dit.text_context(text(ids, mask), mask);
+  const Tensor mask_there = mask.to(device());
+  return dit.text_context(text(ids.to(device()), mask_there), mask_there);
 }
 
 Prompt EditModel::prompt(const std::string& instruction) const {
@@ -80,8 +81,8 @@ Prompt EditModel::prompt(const std::string& instruction) const {
   for (const std::string& w : words.unknown) unknown += (unknown.empty() ? "" : ", ") + w;
   check(unknown.empty(), "instruction: '", config_.name, "' was not taught: ", unknown);
   check(!words.ids.empty(), "instruction: the text is empty");
-  check(int64_t(words.ids.size()) <= config_.instruction_tokens, "instruction: ", words.ids.size(), " words, at most ",
-        config_.instruction_tokens, " are read");
+  check(int64_t(words.ids.size()) <= config_.instruction_tokens, "instruction: ", words.ids.size(),
+        " words, at most ", config_.instruction_tokens, " are read");
   const NoGrad off;
   return {instruction, encode({instruction})};
 }
@@ -91,7 +92,8 @@ Tensor EditModel::velocity(const Tensor& x, const Tensor& source, const Tensor& 
   const Tensor told = t.defined() ? t : sigma * 1000.0;
   const Tensor u = dit(cat({x, source}, 1), told, context, past, next);
   if (config_.prediction == "velocity") return u;
-  const Tensor level = maximum(sigma, full(Shape{}, kLowestLevel)).reshape({-1, 1, 1, 1, 1});
+  const Tensor level =
+      maximum(sigma, full(Shape{}, kLowestLevel, DType::f32, device())).reshape({-1, 1, 1, 1, 1});
   return (x - source - u) / level;
 }
 
@@ -99,7 +101,7 @@ StreamState EditModel::remember(const Tensor& x0, const Tensor& source, const Te
                                 const StreamState& past) const {
   const NoGrad off;
   StreamState next;
-  dit(cat({x0, source}, 1), zeros({x0.dim(0)}), context, &past, &next);
+  dit(cat({x0, source}, 1), zeros({x0.dim(0)}, DType::f32, device()), context, &past, &next);
   return next;
 }
 

@@ -13,7 +13,8 @@ struct EditModelConfig {
   std::string name;
   DitConfig dit;
   // What the network's output u means. "velocity": v = u, as in the release. "residual": the clean target is
-  // predicted as x0 = source + u, so v = (x - source - u) / sigma, and an untrained network copies its source.
+  // predicted as x0 = source + u, so v = (x - source - u) / sigma, and an untrained network copies its
+  // source.
   std::string prediction = "velocity";
   int64_t patch = 8;               // PatchCodec
   int64_t first_chunk_frames = 3;  // of a stream; later chunks have dit.chunk_frames
@@ -35,9 +36,9 @@ class EditModel {
   explicit EditModel(const EditModelConfig& config, Device device = Device::cpu);
   void initialise(Rng& rng);
   // Reads DIR/config.json and DIR/weights.safetensors.
-  static EditModel load(const std::string& dir);
+  static EditModel load(const std::string& dir, Device device = Device::cpu);
   // Writes both, weights first.
-  void save(const std::string& dir);
+  void save(const std::string& dir, DType dtype = DType::f32);
 
   template <class F>
   void visit(F&& f) {
@@ -47,6 +48,8 @@ class EditModel {
 
   const EditModelConfig& config() const { return config_; }
   const PatchCodec& codec() const { return codec_; }
+  // Where the parameters are: every tensor given to the functions below must be there too.
+  Device device() const { return dit.final_linear.weight.device(); }
 
   // Texts of a batch, as the network sees them; empty text means the null instruction. On the tape.
   TextContext encode(const std::vector<std::string>& texts) const;
@@ -55,10 +58,12 @@ class EditModel {
 
   // Velocity of x [B, C, T, H, W] at the level sigma of each sample ([B], f32, with t = trunc(1000 sigma)
   // unless t is given), beside its source latents. past and next as in Dit.
-  Tensor velocity(const Tensor& x, const Tensor& source, const Tensor& sigma, const Tensor& t, const TextContext& text,
-                  const StreamState* past = nullptr, StreamState* next = nullptr) const;
+  Tensor velocity(const Tensor& x, const Tensor& source, const Tensor& sigma, const Tensor& t,
+                  const TextContext& text, const StreamState* past = nullptr,
+                  StreamState* next = nullptr) const;
   // Writes clean latents into the memory: the pass at t = 0 after a chunk is done.
-  StreamState remember(const Tensor& x0, const Tensor& source, const TextContext& text, const StreamState& past) const;
+  StreamState remember(const Tensor& x0, const Tensor& source, const TextContext& text,
+                       const StreamState& past) const;
 
   InstructionEncoder text;
   Dit dit;

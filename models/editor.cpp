@@ -27,12 +27,13 @@ Tensor optional_tensor(const SafeTensors& file, const std::string& name) {
 void check_fits(const StreamState& s, const DitConfig& c, int64_t tokens) {
   if (s.chunk == 0) return;
   const int64_t D = c.width / c.heads;
-  check(int64_t(s.blocks.size()) == c.depth, "edit state: has ", s.blocks.size(), " blocks, the model ", c.depth);
+  check(int64_t(s.blocks.size()) == c.depth, "edit state: has ", s.blocks.size(), " blocks, the model ",
+        c.depth);
   for (size_t i = 0; i < s.blocks.size(); ++i) {
     const BlockState& b = s.blocks[i];
     const auto need = [&](const Tensor& t, const Shape& shape, const char* what) {
-      check(t.defined() && t.dtype() == DType::f32 && t.shape() == shape, "edit state: ", what, " of block ", i, " has shape ",
-            t.defined() ? t.shape() : Shape{}, ", this model and frame size need ", shape);
+      check(t.defined() && t.dtype() == DType::f32 && t.shape() == shape, "edit state: ", what, " of block ",
+            i, " has shape ", t.defined() ? t.shape() : Shape{}, ", this model and frame size need ", shape);
     };
     need(b.conv_tail, {1, tokens, c.width}, "the temporal frame");
     if (!c.is_softmax(int64_t(i))) {
@@ -53,7 +54,7 @@ void check_fits(const StreamState& s, const DitConfig& c, int64_t tokens) {
 void save_state(const EditState& state, const std::string& path) {
   std::map<std::string, Tensor> tensors;
   const auto put = [&](const std::string& name, const Tensor& t) {
-    if (t.defined()) tensors[name] = t;
+    if (t.defined()) tensors[name] = t.to(Device::cpu);
   };
   for (size_t i = 0; i < state.stream.blocks.size(); ++i) {
     const BlockState& b = state.stream.blocks[i];
@@ -95,27 +96,32 @@ EditState load_state(const std::string& path) {
     for (const auto& [name, k] : file.tensors()) {
       if (name.rfind(window, 0) != 0 || name.substr(name.size() - 2) != ".k") continue;
       const std::string number = name.substr(window.size(), name.size() - window.size() - 2);
-      check(!number.empty() && number.size() < 18 && number.find_first_not_of("0123456789") == std::string::npos, path,
-            ": bad tensor name ", name);
+      check(!number.empty() && number.size() < 18 &&
+                number.find_first_not_of("0123456789") == std::string::npos,
+            path, ": bad tensor name ", name);
       b.window.emplace_back(std::stoll(number), KeyValue{k, file.get(window + number + ".v")});
     }
   }
   return state;
 }
 
-Tensor Editor::step(const Tensor& frames, const Prompt& prompt, EditState& state, const SampleOptions& options) const {
+Tensor Editor::step(const Tensor& frames, const Prompt& prompt, EditState& state,
+                    const SampleOptions& options) const {
   const NoGrad off;
-  check(frames.dtype() == DType::u8 && frames.dims() == 4 && frames.dim(0) == next_chunk_frames(state), "edit: frames of ",
-        frames.dtype(), " ", frames.shape(), ", the next chunk takes u8 [", next_chunk_frames(state), ", H, W, 3]");
-  const Tensor source = model_.codec().encode(frames);
+  check(frames.dtype() == DType::u8 && frames.dims() == 4 && frames.dim(0) == next_chunk_frames(state),
+        "edit: frames of ", frames.dtype(), " ", frames.shape(), ", the next chunk takes u8 [",
+        next_chunk_frames(state), ", H, W, 3]");
+  const Device device = model_.device();
+  const Tensor source = model_.codec().encode(frames).to(device);
   check_fits(state.stream, model_.config().dit, source.dim(3) * source.dim(4));
-  const Tensor noise = randn(source.shape(), state.noise);
+  const Tensor noise = randn(source.shape(), state.noise, DType::f32, device);
   const auto velocity = [&](const Tensor& x, double t, double sigma) {
-    return model_.velocity(x, source, full({1}, sigma), full({1}, t), prompt.context, &state.stream);
+    return model_.velocity(x, source, full({1}, sigma, DType::f32, device), full({1}, t, DType::f32, device),
+                           prompt.context, &state.stream);
   };
   const Tensor x0 = sample(velocity, noise, options, state.noise);
   state.stream = model_.remember(x0, source, prompt.context, state.stream);
-  return unit_to_u8(model_.codec().decode(x0));
+  return unit_to_u8(model_.codec().decode(x0.to(Device::cpu)));
 }
 
 }  // namespace rivulet

@@ -12,15 +12,17 @@ struct EditState {
   Rng noise;  // seed it before the first chunk
 };
 
-// safetensors; the metadata holds the counters. load_state checks the tensors against each other only: a state
-// belongs to the model and frame size that made it, and Editor::step refuses another.
+// safetensors; the metadata holds the counters. load_state checks the tensors against each other only: a
+// state belongs to the model and frame size that made it, and Editor::step refuses another.
 void save_state(const EditState& state, const std::string& path);
 EditState load_state(const std::string& path);
 
 class Editor {
  public:
   // A model folder of the zoo: config.json and weights.safetensors.
-  static Editor load(const std::string& model_dir) { return Editor(EditModel::load(model_dir)); }
+  static Editor load(const std::string& model_dir, Device device = Device::cpu) {
+    return Editor(EditModel::load(model_dir, device));
+  }
   explicit Editor(EditModel model) : model_(std::move(model)) {}
 
   const EditModel& model() const { return model_; }
@@ -37,7 +39,8 @@ class Editor {
 
   // Edits the next chunk: frames u8 [F, H, W, 3] to u8 of the same shape; H and W multiples of
   // size_multiple(), the same in every chunk of a stream. The prompt may change between chunks.
-  Tensor step(const Tensor& frames, const Prompt& prompt, EditState& state, const SampleOptions& options = {}) const;
+  Tensor step(const Tensor& frames, const Prompt& prompt, EditState& state,
+              const SampleOptions& options = {}) const;
 
  private:
   EditModel model_;

@@ -22,7 +22,8 @@ std::vector<double> default_steps(int64_t count) {
   if (count == 4) return {1000, 961, 893, 743};
   if (count == 2) return {1000, 743};
   std::vector<double> steps;
-  for (int64_t i = 0; i < count; ++i) steps.push_back(std::trunc(1000 * shift_level(1 - double(i) / double(count), 8)));
+  for (int64_t i = 0; i < count; ++i)
+    steps.push_back(std::trunc(1000 * shift_level(1 - double(i) / double(count), 8)));
   return steps;
 }
 
@@ -47,7 +48,7 @@ Tensor sample(const Velocity& velocity, const Tensor& noise, const SampleOptions
     const Tensor v = velocity(x, options.steps[i], now);
     if (options.renoise) {
       const Tensor x0 = x - v * now;
-      x = next > 0 ? x0 * (1 - next) + randn(x.shape(), rng) * next : x0;
+      x = next > 0 ? x0 * (1 - next) + randn(x.shape(), rng, DType::f32, x.device()) * next : x0;
     } else {
       x = x + v * (next - now);
     }

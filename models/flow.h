@@ -1,5 +1,5 @@
-// The flow that models here learn: x_sigma = (1 - sigma) x0 + sigma noise, velocity v = noise - x0, sampled from
-// sigma = 1 down to 0. The network is told t = 1000 sigma (training.md 0).
+// The flow that models here learn: x_sigma = (1 - sigma) x0 + sigma noise, velocity v = noise - x0, sampled
+// from sigma = 1 down to 0. The network is told t = 1000 sigma (training.md 0).
 #pragma once
 
 #include <functional>

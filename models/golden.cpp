@@ -15,6 +15,13 @@ namespace {
 // Tolerances of dit.md section 11 for an f32 implementation.
 constexpr double kVelocity = 2e-5, kFinal = 5e-6, kBlock = 2e-6, kGradient = 5e-5, kLoss = 2e-6;
 
+// A golden file whose tensors are handed out on one device.
+struct Golden {
+  const SafeTensors& file;
+  Device device;
+  Tensor operator()(const std::string& name) const { return file.get(name).to(device); }
+};
+
 void compare(GoldenRow& row, const std::string& name, const Tensor& ours, const Tensor& theirs) {
   const double e = relative_error(ours, theirs);
   ++row.compared;
@@ -46,69 +53,69 @@ DitConfig dit_config(const SafeTensors& file, const std::string& variant) {
   return c;
 }
 
-Dit load_dit(const SafeTensors& file, const std::string& variant) {
-  Dit dit(dit_config(file, variant));
-  load_tensors(named_tensors(dit), file, "weights.");
+Dit load_dit(const Golden& golden, const std::string& variant) {
+  Dit dit(dit_config(golden.file, variant), golden.device);
+  load_tensors(named_tensors(dit), golden.file, "weights.");
   return dit;
 }
 
-TextContext text_of(const Dit& dit, const SafeTensors& file) {
-  return dit.text_context(file.get("in.text").select(1, 0), file.get("in.mask").to(DType::u8));
+TextContext text_of(const Dit& dit, const Golden& golden) {
+  return dit.text_context(golden("in.text").select(1, 0), golden("in.mask").to(DType::u8));
 }
 
-std::vector<GoldenRow> run_streaming(const SafeTensors& file) {
+std::vector<GoldenRow> run_streaming(const Golden& golden) {
   const NoGrad off;
-  const Dit dit = load_dit(file, "streaming");
-  const TextContext text = text_of(dit, file);
-  const Json info = parse_json(file.metadata().at("info"), file.path());
+  const Dit dit = load_dit(golden, "streaming");
+  const TextContext text = text_of(dit, golden);
+  const Json info = parse_json(golden.file.metadata().at("info"), golden.file.path());
   const auto bounds = info.at("chunks").get<std::vector<int64_t>>();
   GoldenRow calls{"network calls", 0, 0, "", kVelocity}, final{"final latents", 0, 0, "", kFinal};
   int64_t call = 0;
   const auto check_call = [&](const Tensor& v) {
     char name[32];
     std::snprintf(name, sizeof name, "stream.v.%03d", int(call++));
-    compare(calls, name, v, file.get(name));
+    compare(calls, name, v, golden(name));
   };
   StreamState state;
   Tensors out;
   for (size_t c = 0; c + 1 < bounds.size(); ++c) {
-    const Tensor source = file.get("in.source").slice(2, bounds[c], bounds[c + 1]);
+    const Tensor source = golden("in.source").slice(2, bounds[c], bounds[c + 1]);
     const auto velocity = [&](const Tensor& x, double t, double) {
-      const Tensor v = dit(cat({x, source}, 1), full({1}, t), text, &state);
+      const Tensor v = dit(cat({x, source}, 1), full({1}, t, DType::f32, golden.device), text, &state);
       check_call(v);
       return v;
     };
     Rng unused;
-    const Tensor x0 = sample(velocity, file.get("in.noise").slice(2, bounds[c], bounds[c + 1]), {}, unused);
+    const Tensor x0 = sample(velocity, golden("in.noise").slice(2, bounds[c], bounds[c + 1]), {}, unused);
     out.push_back(x0);
     if (c + 2 == bounds.size()) break;  // nothing reads the memory after the last chunk
     StreamState next;
-    check_call(dit(cat({x0, source}, 1), zeros({1}), text, &state, &next));
+    check_call(dit(cat({x0, source}, 1), zeros({1}, DType::f32, golden.device), text, &state, &next));
     state = next;
   }
-  compare(final, "stream.out", cat(out, 2), file.get("stream.out"));
+  compare(final, "stream.out", cat(out, 2), golden("stream.out"));
   return {calls, final};
 }
 
-std::vector<GoldenRow> run_bidirectional(const SafeTensors& file) {
-  Dit dit = load_dit(file, "bidirectional");
+std::vector<GoldenRow> run_bidirectional(const Golden& golden) {
+  Dit dit = load_dit(golden, "bidirectional");
   const NamedTensors parameters = named_tensors(dit);
   set_requires_grad(parameters, true);
-  GoldenRow blocks{"blocks", 0, 0, "", kBlock}, output{"output", 0, 0, "", kVelocity}, loss_row{"loss", 0, 0, "", kLoss},
-      gradients{"gradients", 0, 0, "", kGradient};
+  GoldenRow blocks{"blocks", 0, 0, "", kBlock}, output{"output", 0, 0, "", kVelocity},
+      loss_row{"loss", 0, 0, "", kLoss}, gradients{"gradients", 0, 0, "", kGradient};
   const auto hook = [&](int64_t i, const Tensor& h) {
     const std::string name = "block." + std::to_string(i);
-    compare(blocks, name, h, file.get(name));
+    compare(blocks, name, h, golden(name));
   };
-  const Tensor x = cat({file.get("in.x"), file.get("in.source")}, 1);
-  const Tensor v = dit(x, file.get("in.t"), text_of(dit, file), nullptr, nullptr, hook);
-  compare(output, "v", v, file.get("v"));
-  const Tensor loss = mse_loss(v, file.get("in.target"));
-  compare(loss_row, "loss", loss.reshape({1}), file.get("loss"));
+  const Tensor x = cat({golden("in.x"), golden("in.source")}, 1);
+  const Tensor v = dit(x, golden("in.t"), text_of(dit, golden), nullptr, nullptr, hook);
+  compare(output, "v", v, golden("v"));
+  const Tensor loss = mse_loss(v, golden("in.target"));
+  compare(loss_row, "loss", loss.reshape({1}), golden("loss"));
   backward(loss);
   for (const auto& [name, p] : parameters)
-    if (file.contains("grad." + name))
-      compare(gradients, name, p.grad().defined() ? p.grad() : zeros(p.shape()), file.get("grad." + name));
+    if (golden.file.contains("grad." + name))
+      compare(gradients, name, p.grad().defined() ? p.grad() : zeros_like(p), golden("grad." + name));
   return {output, blocks, loss_row, gradients};
 }
 
@@ -126,10 +133,11 @@ double relative_error(const Tensor& ours, const Tensor& theirs) {
   return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
 }
 
-std::vector<GoldenRow> run_golden(const SafeTensors& file) {
+std::vector<GoldenRow> run_golden(const SafeTensors& file, Device device) {
+  const Golden golden{file, device};
   const bool dit = file.contains("weights.x_embedder.proj.weight");
-  if (dit && file.contains("stream.out")) return run_streaming(file);
-  if (dit && file.contains("loss")) return run_bidirectional(file);
+  if (dit && file.contains("stream.out")) return run_streaming(golden);
+  if (dit && file.contains("loss")) return run_bidirectional(golden);
   return {};
 }
 

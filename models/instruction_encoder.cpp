@@ -33,7 +33,7 @@ void InstructionEncoder::initialise(Rng& rng) {
     if (norm || bias) return;
     const bool table = name == "word" || name == "position";
     const double std = table ? 0.5 : 1 / std::sqrt(double(t.dim(1)));
-    t.add_in_place(randn(t.shape(), rng), std);
+    t.add_in_place(randn(t.shape(), rng, DType::f32, t.device()), std);
   });
 }
 
@@ -42,7 +42,8 @@ Tensor InstructionEncoder::operator()(const Tensor& ids, const Tensor& mask) con
   check(L == tokens(), "instruction encoder: ", L, " tokens, the model takes ", tokens());
   Tensor h = embedding(ids, word) + position;
   const Tensor three = qkv(rms_norm(h, norm_attn.weight, kNormEps)).reshape({B, L, 3, kHeads, D});
-  const Tensor mixed = attention(three.select(2, 0), three.select(2, 1), three.select(2, 2), 1 / std::sqrt(double(D)), mask);
+  const Tensor mixed =
+      attention(three.select(2, 0), three.select(2, 1), three.select(2, 2), 1 / std::sqrt(double(D)), mask);
   h = h + proj(mixed.reshape({B, L, C}));
   h = h + fc2(gelu_tanh(fc1(rms_norm(h, norm_mlp.weight, kNormEps))));
   return rms_norm(h, norm_out.weight, kNormEps);

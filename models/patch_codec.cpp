@@ -10,7 +10,8 @@
 
 namespace rivulet {
 
-PatchCodec::PatchCodec(int64_t patch) : patch_(patch), basis_({3 * patch * patch, patch * patch * 3}, DType::f32) {
+PatchCodec::PatchCodec(int64_t patch)
+    : patch_(patch), basis_({3 * patch * patch, patch * patch * 3}, DType::f32) {
   check(patch >= 1 && patch <= 64, "patch codec: patch ", patch);
   const auto dct = [&](int64_t k, int64_t x) {
     return std::sqrt((k ? 2.0 : 1.0) / double(patch)) *
@@ -37,16 +38,18 @@ Tensor PatchCodec::encode(const Tensor& frames) const {
   check(frames.dim(1) == h * p && frames.dim(2) == w * p, "patch codec: ", frames.dim(2), "x", frames.dim(1),
         " is not a multiple of ", p);
   const Tensor pixels = frames.to(DType::f32) * (frames.dtype() == DType::u8 ? 2.0 / 255 : 2.0) - 1.0;
-  const Tensor patches = pixels.reshape({F, h, p, w, p, 3}).permute({0, 1, 3, 2, 4, 5}).reshape({F, h, w, p * p * 3});
+  const Tensor patches =
+      pixels.reshape({F, h, p, w, p, 3}).permute({0, 1, 3, 2, 4, 5}).reshape({F, h, w, p * p * 3});
   return linear(patches, basis_, {}).permute({3, 0, 1, 2}).unsqueeze(0);
 }
 
 Tensor PatchCodec::decode(const Tensor& latents) const {
-  check(latents.dims() == 5 && latents.dim(0) == 1 && latents.dim(1) == channels(), "patch codec: latents have shape ",
-        latents.shape(), ", [1, ", channels(), ", F, H, W] is needed");
+  check(latents.dims() == 5 && latents.dim(0) == 1 && latents.dim(1) == channels(),
+        "patch codec: latents have shape ", latents.shape(), ", [1, ", channels(), ", F, H, W] is needed");
   const int64_t F = latents.dim(2), h = latents.dim(3), w = latents.dim(4), p = patch_;
   const Tensor patches = linear(latents.select(0, 0).permute({1, 2, 3, 0}), basis_.transpose(0, 1), {});
-  const Tensor pixels = patches.reshape({F, h, w, p, p, 3}).permute({0, 1, 3, 2, 4, 5}).reshape({F, h * p, w * p, 3});
+  const Tensor pixels =
+      patches.reshape({F, h, w, p, p, 3}).permute({0, 1, 3, 2, 4, 5}).reshape({F, h * p, w * p, 3});
   return (pixels + 1.0) * 0.5;
 }
 

@@ -13,8 +13,8 @@ class PatchCodec {
   int64_t patch() const { return patch_; }
   int64_t channels() const { return 3 * patch_ * patch_; }
 
-  // frames [F, H, W, 3], u8 or f32 in [0, 1]; H and W multiples of the patch. Latents [1, channels, F, H/p, W/p]
-  // of the pixels scaled to [-1, 1].
+  // frames [F, H, W, 3], u8 or f32 in [0, 1]; H and W multiples of the patch. Latents [1, channels, F, H/p,
+  // W/p] of the pixels scaled to [-1, 1].
   Tensor encode(const Tensor& frames) const;
   // The inverse, as f32 pixels in [0, 1], not clamped: [F, H, W, 3].
   Tensor decode(const Tensor& latents) const;

@@ -25,8 +25,8 @@ GdnAttention::GdnAttention(int64_t width, int64_t heads, Device device)
       A_log({heads}, DType::f32, device),
       dt_bias({heads}, DType::f32, device) {}
 
-Tensor GdnAttention::operator()(const Tensor& u, const Grid& grid, const Rope& rope_table, const GdnState& start,
-                                GdnState* end) const {
+Tensor GdnAttention::operator()(const Tensor& u, const Grid& grid, const Rope& rope_table,
+                                const GdnState& start, GdnState* end) const {
   const int64_t B = u.dim(0), T = u.dim(1), S = u.dim(2), C = u.dim(3), D = C / heads;
   const Shape per_head{B, T, S, heads, D}, flat{B, T * S, heads, D};
   const auto rotate = [&](const Tensor& x) {
@@ -38,8 +38,9 @@ Tensor GdnAttention::operator()(const Tensor& u, const Grid& grid, const Rope& r
   const Tensor beta = sigmoid(beta_proj(u));  // [B, T, S, nH]
   const Tensor rate = softplus(gate_proj(mean(u, {2})) + dt_bias);
   const Tensor decay = exp(neg(exp(A_log) * rate));  // [B, T, nH], in (0, 1]
-  const auto [out, state] = gdn(queries.reshape(per_head), keys.reshape(per_head), rotate(queries), rotate(keys),
-                                v(u).reshape(per_head), beta, decay, start, /*reverse_scan=*/true);
+  const auto [out, state] =
+      gdn(queries.reshape(per_head), keys.reshape(per_head), rotate(queries), rotate(keys),
+          v(u).reshape(per_head), beta, decay, start, /*reverse_scan=*/true);
   if (end) *end = {state.kv.detach(), state.z.detach()};
   return proj(out.reshape({B, T, S, C}) * silu(output_gate(u)));
 }

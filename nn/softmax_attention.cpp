@@ -22,11 +22,13 @@ SoftmaxAttention::SoftmaxAttention(int64_t width, int64_t heads, bool temporal_t
       q_norm{Tensor({width}, DType::f32, device)},
       k_norm{Tensor({width}, DType::f32, device)} {}
 
-Tensor SoftmaxAttention::operator()(const Tensor& u, const Rope& rope_table, const std::vector<KeyValue>& window,
-                                    KeyValue* current) const {
+Tensor SoftmaxAttention::operator()(const Tensor& u, const Rope& rope_table,
+                                    const std::vector<KeyValue>& window, KeyValue* current) const {
   const int64_t B = u.dim(0), N = u.dim(1) * u.dim(2), C = u.dim(3), D = C / heads;
   const Shape per_head{B, N, heads, D};
-  const auto rotate = [&](const Tensor& x) { return rope(x.reshape(per_head), rope_table.cos, rope_table.sin); };
+  const auto rotate = [&](const Tensor& x) {
+    return rope(x.reshape(per_head), rope_table.cos, rope_table.sin);
+  };
   const Tensor queries = rotate(rms_norm(q(u), q_norm.weight, kSelfNormEps));
   const KeyValue own{rotate(rms_norm(k(u), k_norm.weight, kSelfNormEps)), v(u).reshape(per_head)};
   Tensors keys, values;

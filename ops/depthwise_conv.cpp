@@ -76,7 +76,7 @@ Tensor depthwise_conv3x3(const Tensor& x, const Tensor& w, const Tensor& bias) {
   const int64_t c = x.dim(3);
   check(w.shape() == Shape{c, 1, 3, 3}, "depthwise_conv3x3: w has shape ", w.shape(), ", x ", x.shape());
   check(bias.shape() == Shape{c}, "depthwise_conv3x3: bias has shape ", bias.shape(), ", x ", x.shape());
-  if (any_half({x, w, bias}))
+  if (needs_f32({x, w, bias}))
     return through_f32({x, w, bias}, [](const Tensors& t) { return depthwise_conv3x3(t[0], t[1], t[2]); });
   check_same_type("depthwise_conv3x3", {x, w, bias});
 

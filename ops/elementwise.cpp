@@ -8,7 +8,7 @@ namespace {
 
 Tensor unary(const char* name, UnaryOp op, const Tensor& x, double p = 0, double q = 0) {
   check_same_type(name, {x});
-  if (is_half(x.dtype())) return unary(name, op, x.to(DType::f32), p, q).to(x.dtype());
+  if (needs_f32(x)) return unary(name, op, x.to(DType::f32), p, q).to(x.dtype());
   Tensor y = empty_like(x);
   ON_DEVICE(x, unary(op, x, p, q, y));
   const Tensor saved = saves_result(op) ? y : x.detach();
@@ -53,7 +53,7 @@ Tensor binary_gradient(BinaryOp op, int which, const Tensor& g, const Tensor& a,
 }
 
 Tensor binary(const char* name, BinaryOp op, const Tensor& a, const Tensor& b) {
-  if (any_half({a, b}))
+  if (needs_f32({a, b}))
     return through_f32({a, b}, [&](const Tensors& t) { return binary(name, op, t[0], t[1]); });
   check_same_type(name, {a, b});
   Tensor y(broadcast_shapes(a.shape(), b.shape(), name), a.dtype(), a.device());
@@ -104,7 +104,7 @@ Tensor cos(const Tensor& x) { return unary("cos", UnaryOp::cos, x); }
 
 Tensor where(const Tensor& mask, const Tensor& a, const Tensor& b) {
   check(mask.dtype() == DType::u8, "where: the mask is ", mask.dtype(), ", not u8");
-  if (any_half({a, b})) return through_f32({a, b}, [&](const Tensors& t) { return where(mask, t[0], t[1]); });
+  if (needs_f32({a, b})) return through_f32({a, b}, [&](const Tensors& t) { return where(mask, t[0], t[1]); });
   check_same_type("where", {a, b});
   Tensor y(broadcast_shapes(broadcast_shapes(a.shape(), b.shape(), "where"), mask.shape(), "where"),
            a.dtype(), a.device());

@@ -153,6 +153,10 @@ constexpr int64_t kRun = 1024;  // elements gathered at a time: a few buffers st
 template <class T>
 const T* dense_run(const T* p, int64_t step, int64_t n, T* buffer) {
   if (step == 1) return p;
+  if (step == 0) {
+    std::fill_n(buffer, n, *p);
+    return buffer;
+  }
   for (int64_t i = 0; i < n; ++i) buffer[i] = p[i * step];
   return buffer;
 }

@@ -83,7 +83,8 @@ inline double fast_log(double x) { return std::log(x); }
 // log(1 + u) for u >= 0: the rounding of 1 + u is taken back by the quotient.
 inline float fast_log1p(float u) {
   const float w = 1.f + u, d = w - 1.f;
-  return d == 0.f ? u : fast_log(w) * (u / d);
+  const float y = fast_log(w) * (u / (d == 0.f ? 1.f : d));
+  return d == 0.f ? u : y;
 }
 inline double fast_log1p(double u) { return std::log1p(u); }
 

@@ -44,7 +44,7 @@ void glu_silu_backward(const Tensor& dy, const Tensor& x, Tensor& dx) {
 Tensor glu_silu(const Tensor& x) {
   check(x.dims() >= 1 && x.dim(-1) % 2 == 0 && x.dim(-1) > 0, "glu_silu: x has shape ", x.shape(),
         ", wanted an even number of channels");
-  if (any_half({x})) return through_f32({x}, [](const Tensors& t) { return glu_silu(t[0]); });
+  if (needs_f32({x})) return through_f32({x}, [](const Tensors& t) { return glu_silu(t[0]); });
   const Tensor in = x.contiguous();
   Shape shape = x.shape();
   shape[shape.size() - 1] /= 2;

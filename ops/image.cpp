@@ -50,6 +50,20 @@ void for_each_pixel(const Tensor& x, Tensor& y, F&& f) {
   });
 }
 
+// out = weighted sum of neighbouring pixels of three channels, kept in registers.
+template <class T>
+void weigh_pixels(const T* in, const T* w, int64_t taps, T* out) {
+  T a = 0, b = 0, c = 0;
+  for (int64_t k = 0; k < taps; ++k, in += 3) {
+    a += w[k] * in[0];
+    b += w[k] * in[1];
+    c += w[k] * in[2];
+  }
+  out[0] = a;
+  out[1] = b;
+  out[2] = c;
+}
+
 }  // namespace
 
 void resample(const Tensor& x, const Resampling& matrix, Tensor& y) {
@@ -58,12 +72,17 @@ void resample(const Tensor& x, const Resampling& matrix, Tensor& y) {
     const std::vector<T> weights(matrix.weights.begin(), matrix.weights.end());
     parallel_for(x.dim(0) * m, std::max<int64_t>(1, 4096 / inner), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        const int64_t o = row % m;
-        const T* in = x.data<T>() + (row / m * n + matrix.first[o]) * inner;
+        const int64_t o = row % m, taps = matrix.offset[o + 1] - matrix.offset[o];
+        const T *in = x.data<T>() + (row / m * n + matrix.first[o]) * inner,
+                *w = weights.data() + matrix.offset[o];
         T* out = y.data<T>() + row * inner;
-        std::fill_n(out, inner, T(0));
-        for (int64_t k = matrix.offset[o]; k < matrix.offset[o + 1]; ++k, in += inner)
-          for (int64_t j = 0; j < inner; ++j) out[j] += weights[k] * in[j];
+        if (inner == 3) {
+          weigh_pixels(in, w, taps, out);
+        } else {
+          std::fill_n(out, inner, T(0));
+          for (int64_t k = 0; k < taps; ++k, in += inner)
+            for (int64_t j = 0; j < inner; ++j) out[j] += w[k] * in[j];
+        }
       }
     });
   });
@@ -131,7 +150,11 @@ void hsv_to_rgb(const Tensor& x, Tensor& y) {
       const T h = in[0] - std::floor(in[0]), s = in[1], v = in[2];
       // Red, green and blue are the same trapezoid of hue, a third of a turn apart.
       for (int c = 0; c < 3; ++c) {
-        const T k = std::fmod(T(c == 0 ? 5 : c == 1 ? 3 : 1) + T(6) * h, T(6));
+        const T turned = T(c == 0   ? 5
+                           : c == 1 ? 3
+                                    : 1) +
+                         T(6) * h,
+                k = turned < T(6) ? turned : turned - T(6);
         out[c] = v - v * s * std::clamp(std::min(k, T(4) - k), T(0), T(1));
       }
     });
@@ -165,7 +188,7 @@ Tensor resample_both(const Tensor& x, int64_t h0, int64_t w0, int64_t h, int64_t
 
 Tensor apply_color_map(const char* name, const Tensor& x, const ColorMap& map) {
   check(x.dims() >= 1 && x.dim(-1) == 3, name, ": x has shape ", x.shape(), ", wanted [..., 3]");
-  if (any_half({x}))
+  if (needs_f32({x}))
     return through_f32({x}, [&](const Tensors& t) { return apply_color_map(name, t[0], map); });
   const Tensor in = x.contiguous();
   Tensor y = empty_like(in);
@@ -195,7 +218,7 @@ Tensor without_gradient(const char* name, const Tensor& x, Kernel&& kernel) {
 Tensor resize(const Tensor& x, int64_t height, int64_t width) {
   check(x.dims() == 4 && x.numel() > 0, "resize: x has shape ", x.shape(), ", wanted [F, H, W, C]");
   check(height > 0 && width > 0, "resize: cannot resize to ", height, " x ", width);
-  if (any_half({x})) return through_f32({x}, [&](const Tensors& t) { return resize(t[0], height, width); });
+  if (needs_f32({x})) return through_f32({x}, [&](const Tensors& t) { return resize(t[0], height, width); });
   const int64_t h0 = x.dim(1), w0 = x.dim(2);
   const Tensor in = x.contiguous();
   const Tensor y = resample_both(in.detach(), h0, w0, height, width, false);

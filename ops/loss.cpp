@@ -26,6 +26,15 @@ void with_loss(LossOp op, T eps, F&& f) {
   }
 }
 
+// Sum of f(a - b, j) over [begin, end): short enough for a sum in T.
+template <class T, class F>
+T block_sum(const T* a, const T* b, int64_t begin, int64_t end, F f) {
+  T s = 0;
+#pragma omp simd reduction(+ : s)
+  for (int64_t j = begin; j < end; ++j) s += f(a[j] - b[j], j);
+  return s;
+}
+
 constexpr int64_t kPiece = 16384;
 
 }  // namespace
@@ -41,10 +50,9 @@ void loss(LossOp op, const Tensor& a, const Tensor& b, const Tensor& mask, doubl
         double total = 0;
         for (int64_t i = begin; i < end; i += 256) {
           const int64_t stop = std::min(end, i + 256);
-          T s = 0;
-#pragma omp simd reduction(+ : s)
-          for (int64_t j = i; j < stop; ++j) s += (m ? m[j] : T(1)) * value(pa[j] - pb[j]);
-          total += double(s);
+          total +=
+              double(m ? block_sum(pa, pb, i, stop, [m, value](T d, int64_t j) { return m[j] * value(d); })
+                       : block_sum(pa, pb, i, stop, [value](T d, int64_t) { return value(d); }));
         }
         sums[size_t(begin / kPiece)] = total;
       });

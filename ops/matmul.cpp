@@ -94,7 +94,7 @@ bool folds(const Tensor& a, const Tensor& b) {
 }  // namespace
 
 Tensor matmul(const Tensor& a, const Tensor& b) {
-  if (any_half({a, b})) return through_f32({a, b}, [](const Tensors& t) { return matmul(t[0], t[1]); });
+  if (needs_f32({a, b})) return through_f32({a, b}, [](const Tensors& t) { return matmul(t[0], t[1]); });
   check_same_type("matmul", {a, b});
   check(a.dims() >= 2 && b.dims() >= 2 && a.dim(-1) == b.dim(-2), "matmul: shapes ", a.shape(), " and ",
         b.shape());
@@ -118,7 +118,7 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
 }
 
 Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias) {
-  if (any_half({x, w, bias}))
+  if (needs_f32({x, w, bias}))
     return through_f32({x, w, bias}, [](const Tensors& t) { return linear(t[0], t[1], t[2]); });
   check_same_type("linear", {x, w, bias});
   check(x.dims() >= 1 && w.dims() == 2 && x.dim(-1) == w.dim(1), "linear: x has shape ", x.shape(), ", w ",
@@ -155,7 +155,11 @@ const OpCase& matmul_case() {
                 {{2, 3, 4}, {4, 5}},
                 {{2, 1, 3, 4}, {3, 4, 2}},
                 {{4, 2}, {3, 2, 5}}},
-      .bench = {{{1728, 768}, {768, 768}}, {{12, 864, 64}, {12, 64, 864}}},
+      .bench = {{{1728, 768}, {768, 768}},
+                {{12, 864, 64}, {12, 64, 864}},
+                {{512, 512}, {512, 512}},
+                {{1024, 1024}, {1024, 1024}},
+                {{2048, 2048}, {2048, 2048}}},
       .bytes =
           [](const Shapes& s) {
             return bytes_of(s) + 4.0 * double(s[0].numel() / s[0][s[0].size() - 1] * s[1][s[1].size() - 1]);

@@ -168,7 +168,7 @@ Grouping grouping(const char* who, const Tensor& x, const Tensors& vectors) {
 }  // namespace
 
 Tensor modulate(const Tensor& x, const Tensor& shift, const Tensor& scale) {
-  if (any_half({x, shift, scale}))
+  if (needs_f32({x, shift, scale}))
     return through_f32({x, shift, scale}, [](const Tensors& t) { return modulate(t[0], t[1], t[2]); });
   check_same_type("modulate", {x, shift, scale});
   const Grouping by = grouping("modulate", x, {shift, scale});
@@ -188,13 +188,14 @@ Tensor modulate(const Tensor& x, const Tensor& shift, const Tensor& scale) {
 }
 
 Tensor layer_norm_modulate(const Tensor& x, const Tensor& shift, const Tensor& scale, double eps) {
-  if (any_half({x, shift, scale}))
+  if (needs_f32({x, shift, scale}))
     return through_f32({x, shift, scale},
                        [eps](const Tensors& t) { return layer_norm_modulate(t[0], t[1], t[2], eps); });
   check_same_type("layer_norm_modulate", {x, shift, scale});
   const Grouping by = grouping("layer_norm_modulate", x, {shift, scale});
   const Tensor in = by.tokens(x.detach()), a = by.per_group(scale.detach()), b = by.per_group(shift.detach());
-  Tensor y = empty_like(in), mean({by.groups * by.rows}, x.dtype(), x.device()), r = empty_like(mean);
+  Tensor y = empty_like(in), mean({by.groups * by.rows}, accumulate_dtype(x.dtype()), x.device()),
+         r = empty_like(mean);
   ON_DEVICE(x, layer_norm_modulate(in, b, a, eps, y, mean, r));
   const bool need_shift = shift.requires_grad(), need_scale = scale.requires_grad();
   return record("layer_norm_modulate", y.reshape(x.shape()), {x, shift, scale},
@@ -209,7 +210,7 @@ Tensor layer_norm_modulate(const Tensor& x, const Tensor& shift, const Tensor& s
 }
 
 Tensor gate_residual(const Tensor& h, const Tensor& gate, const Tensor& branch) {
-  if (any_half({h, gate, branch}))
+  if (needs_f32({h, gate, branch}))
     return through_f32({h, gate, branch}, [](const Tensors& t) { return gate_residual(t[0], t[1], t[2]); });
   check_same_type("gate_residual", {h, gate, branch});
   check(h.shape() == branch.shape(), "gate_residual: h has shape ", h.shape(), ", branch ", branch.shape());

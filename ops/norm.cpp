@@ -124,12 +124,12 @@ Tensor dense(const Tensor& x) { return x ? x.detach().contiguous() : Tensor(); }
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& w, double eps) {
-  if (any_half({x, w}))
+  if (needs_f32({x, w}))
     return through_f32({x, w}, [eps](const Tensors& t) { return rms_norm(t[0], t[1], eps); });
   check_same_type("rms_norm", {x, w});
   const Shape per_row = check_norm("rms_norm", x, {w});
   const Tensor in = dense(x), scale = dense(w);
-  Tensor y = empty_like(x), r(per_row, x.dtype(), x.device());
+  Tensor y = empty_like(x), r(per_row, accumulate_dtype(x.dtype()), x.device());
   ON_DEVICE(x, rms_norm(in, scale, eps, y, r));
   const bool need_w = w && w.requires_grad();
   return record("rms_norm", y, w ? Tensors{x, w} : Tensors{x}, [=](const Tensor& dy) -> Tensors {
@@ -141,12 +141,13 @@ Tensor rms_norm(const Tensor& x, const Tensor& w, double eps) {
 }
 
 Tensor layer_norm(const Tensor& x, const Tensor& w, const Tensor& b, double eps) {
-  if (any_half({x, w, b}))
+  if (needs_f32({x, w, b}))
     return through_f32({x, w, b}, [eps](const Tensors& t) { return layer_norm(t[0], t[1], t[2], eps); });
   check_same_type("layer_norm", {x, w, b});
   const Shape per_row = check_norm("layer_norm", x, {w, b});
   const Tensor in = dense(x), scale = dense(w), shift = dense(b);
-  Tensor y = empty_like(x), mean(per_row, x.dtype(), x.device()), r(per_row, x.dtype(), x.device());
+  Tensor y = empty_like(x), mean(per_row, accumulate_dtype(x.dtype()), x.device()),
+         r(per_row, accumulate_dtype(x.dtype()), x.device());
   ON_DEVICE(x, layer_norm(in, scale, shift, eps, y, mean, r));
   Tensors inputs = {x};
   if (w) inputs.push_back(w);

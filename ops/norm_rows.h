@@ -30,11 +30,12 @@ void layer_norm_row_backward(int64_t c, const T* g, const T* x, T mean, T r, Wei
 #pragma omp simd reduction(+ : total, dot)
   for (int64_t j = 0; j < c; ++j) {
     const T u = g[j] * weight(j);
+    dx[j] = u;  // rounded once: where all of u is its mean, nothing may be left of it below
     total += u;
     dot += u * (x[j] - mean);
   }
   const T shift = total / T(c), pull = dot * r * r / T(c);
-  for (int64_t j = 0; j < c; ++j) dx[j] = r * (g[j] * weight(j) - shift - (x[j] - mean) * pull);
+  for (int64_t j = 0; j < c; ++j) dx[j] = r * (dx[j] - shift - (x[j] - mean) * pull);
 }
 
 }  // namespace rivulet::cpu

@@ -165,7 +165,7 @@ Tensor sum(const Tensor& x, const std::vector<int>& dims, bool keepdim) {
 }
 
 Tensor mean(const Tensor& x, const std::vector<int>& dims, bool keepdim) {
-  if (is_half(x.dtype())) return mean(x.to(DType::f32), dims, keepdim).to(x.dtype());
+  if (needs_f32(x)) return mean(x.to(DType::f32), dims, keepdim).to(x.dtype());
   const int64_t count = reduced("mean", x, dims).count;
   check(count > 0, "mean: nothing to average in shape ", x.shape());
   return sum(x, dims, keepdim) * (1.0 / double(count));
@@ -173,9 +173,10 @@ Tensor mean(const Tensor& x, const std::vector<int>& dims, bool keepdim) {
 
 Tensor max(const Tensor& x, const std::vector<int>& dims, bool keepdim) {
   check_same_type("max", {x});
-  if (is_half(x.dtype())) return max(x.to(DType::f32), dims, keepdim).to(x.dtype());
+  if (needs_f32(x)) return max(x.to(DType::f32), dims, keepdim).to(x.dtype());
   const Reduced r = reduced("max", x, dims);
   check(r.count > 0, "max: of no elements, in shape ", x.shape());
+  if (r.count == 1) return x.reshape(keepdim ? r.with_ones : r.without);
   const Tensor rows = x.detach().permute(r.order).contiguous().reshape({r.without.numel(), r.count});
   Tensor y({r.without.numel()}, x.dtype(), x.device());
   ON_DEVICE(x, row_max(rows, y));
@@ -199,7 +200,7 @@ Tensor max(const Tensor& x) { return max(x, all_dims(x)); }
 
 Tensor softmax(const Tensor& x) {
   check_rows("softmax", x);
-  if (is_half(x.dtype())) return softmax(x.to(DType::f32)).to(x.dtype());
+  if (needs_f32(x)) return softmax(x.to(DType::f32)).to(x.dtype());
   const Tensor in = x.detach().contiguous();
   Tensor y = empty_like(x);
   ON_DEVICE(x, softmax(in, y));
@@ -213,7 +214,7 @@ Tensor softmax(const Tensor& x) {
 
 Tensor logsumexp(const Tensor& x, bool keepdim) {
   check_rows("logsumexp", x);
-  if (is_half(x.dtype())) return logsumexp(x.to(DType::f32), keepdim).to(x.dtype());
+  if (needs_f32(x)) return logsumexp(x.to(DType::f32), keepdim).to(x.dtype());
   const Tensor in = x.detach().contiguous();
   const Reduced r = reduced("logsumexp", x, {-1});
   Tensor y(keepdim ? r.with_ones : r.without, x.dtype(), x.device());

@@ -24,8 +24,8 @@ std::pair<Tensor, Tensor> rope_table(int64_t first_frame, int64_t frames, int64_
   const int64_t space = 2 * (head_dim / 6), time = head_dim - 2 * space;
   const std::vector<double> omega_t = frequencies(time), omega_s = frequencies(space);
   const int64_t pairs = head_dim / 2;
-  Tensor cos({frames * height * width, pairs}, dtype), sin = empty_like(cos);
-  dispatch_real(dtype, "rope_table", [&]<class T>() {
+  Tensor cos({frames * height * width, pairs}, accumulate_dtype(dtype)), sin = empty_like(cos);
+  dispatch_real(cos.dtype(), "rope_table", [&]<class T>() {
     T *c = cos.data<T>(), *s = sin.data<T>();
     const auto put = [&](const std::vector<double>& omega, int64_t position) {
       for (double w : omega) {
@@ -41,7 +41,7 @@ std::pair<Tensor, Tensor> rope_table(int64_t first_frame, int64_t frames, int64_
           put(omega_s, x);
         }
   });
-  return {cos, sin};
+  return {cos.to(dtype), sin.to(dtype)};
 }
 
 namespace cpu {
@@ -74,7 +74,7 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   check(x.dims() == 4 && x.dim(3) % 2 == 0, "rope: x has shape ", x.shape(), ", wanted [B, N, H, even D]");
   check(cos.shape() == Shape{x.dim(1), x.dim(3) / 2} && sin.shape() == cos.shape(),
         "rope: tables have shapes ", cos.shape(), " and ", sin.shape(), ", x ", x.shape());
-  if (any_half({x})) return through_f32({x}, [&](const Tensors& t) { return rope(t[0], cos, sin); });
+  if (needs_f32({x})) return through_f32({x}, [&](const Tensors& t) { return rope(t[0], cos, sin); });
   const Tensor in = dense_rows(x);
   const Tensor c = cos.detach().to(x.dtype()).contiguous(), s = sin.detach().to(x.dtype()).contiguous();
   Tensor y(x.shape(), x.dtype(), x.device());

@@ -1,9 +1,10 @@
 #include "tensor/autograd.h"
 
 #include <atomic>
-#include <cmath>
 #include <map>
 #include <utility>
+
+#include "tensor/kernels.h"
 
 namespace rivulet {
 
@@ -34,10 +35,8 @@ struct WithGrad {
 };
 
 bool has_nan(const Tensor& t) {
-  if (!t.defined() || t.device() != Device::cpu || !is_floating(t.dtype())) return false;
-  for (double x : t.detach().to_vector())
-    if (std::isnan(x)) return true;
-  return false;
+  if (!t.defined() || t.device() == Device::meta || !is_floating(t.dtype())) return false;
+  return ON_DEVICE(t, has_nan(t));
 }
 
 void check_nan(const Tensors& ts, const char* what, const char* op) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <ostream>
+#include <string>
 
 #include "tensor/error.h"
 
@@ -15,6 +16,9 @@ constexpr const char* name_of(Device d) {
   return d == Device::cpu ? "cpu" : d == Device::cuda ? "cuda" : "meta";
 }
 inline std::ostream& operator<<(std::ostream& os, Device d) { return os << name_of(d); }
+
+// "cpu" or "cuda"; throws on other words, and on cuda in a build without it.
+Device device_named(const std::string& name);
 
 #ifdef RIVULET_CUDA
 inline constexpr bool kHasCuda = true;

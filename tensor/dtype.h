@@ -84,6 +84,14 @@ decltype(auto) dispatch_real(DType t, const char* who, F&& f) {
   fail(who, ": needs f32 or f64, got ", t);
 }
 
+// The same over the four floating types.
+template <class F>
+decltype(auto) dispatch_floating(DType t, const char* who, F&& f) {
+  if (t == DType::bf16) return f.template operator()<bf16>();
+  if (t == DType::f16) return f.template operator()<f16>();
+  return dispatch_real(t, who, f);
+}
+
 // The same over every type that has arithmetic (all but the storage-only ones).
 template <class F>
 decltype(auto) dispatch_any(DType t, const char* who, F&& f) {

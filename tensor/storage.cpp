@@ -3,7 +3,16 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "tensor/kernels.h"
+
 namespace rivulet {
+
+Device device_named(const std::string& name) {
+  if (name == "cpu") return Device::cpu;
+  check(name == "cuda", "device '", name, "' is neither cpu nor cuda");
+  check(kHasCuda, "device cuda: this program was built without CUDA");
+  return Device::cuda;
+}
 namespace {
 
 constexpr int64_t kAlignment = 64;
@@ -28,6 +37,19 @@ void release_cpu(void* p, int64_t bytes) {
   std::free(p);
 }
 
+void* allocate_on(Device device, int64_t bytes) {
+  if constexpr (kHasCuda)
+    if (device == Device::cuda) return cuda::allocate(bytes);
+  check(device == Device::cpu, "storage: this build has no allocator for device ", device);
+  return allocate_cpu(bytes);
+}
+
+void release_on(Device device, void* p, int64_t bytes) {
+  if constexpr (kHasCuda)
+    if (device == Device::cuda) return cuda::release(p, bytes);
+  release_cpu(p, bytes);
+}
+
 }  // namespace
 
 struct Arena::Block {
@@ -37,8 +59,8 @@ struct Arena::Block {
   int64_t used = 0;
   std::atomic<int64_t> live{0};
   Block(int64_t capacity, Device device)
-      : base(static_cast<char*>(allocate_cpu(capacity))), capacity(capacity), device(device) {}
-  ~Block() { release_cpu(base, capacity); }
+      : base(static_cast<char*>(allocate_on(device, capacity))), capacity(capacity), device(device) {}
+  ~Block() { release_on(device, base, capacity); }
 };
 
 namespace {
@@ -47,7 +69,6 @@ thread_local std::shared_ptr<Arena::Block> current_arena;
 
 std::shared_ptr<Storage> Storage::allocate(int64_t bytes, Device device) {
   check(bytes >= 0, "storage: asked for ", bytes, " bytes");
-  check(device == Device::cpu, "storage: this build has no allocator for device ", device);
   if (const auto block = current_arena; block && block->device == device) {
     check(block->used + round_up(bytes) <= block->capacity, "arena: asked for ", bytes, " bytes, ",
           block->used, " of ", block->capacity, " are in use");
@@ -56,8 +77,8 @@ std::shared_ptr<Storage> Storage::allocate(int64_t bytes, Device device) {
     ++block->live;
     return borrow(p, bytes, device, [block] { --block->live; });
   }
-  void* p = allocate_cpu(bytes);
-  return borrow(p, bytes, device, [p, bytes] { release_cpu(p, bytes); });
+  void* p = allocate_on(device, bytes);
+  return borrow(p, bytes, device, [device, p, bytes] { release_on(device, p, bytes); });
 }
 
 std::shared_ptr<Storage> Storage::borrow(void* data, int64_t bytes, Device device,
@@ -71,10 +92,7 @@ Storage::~Storage() {
 
 MemoryUse cpu_memory() { return {bytes_now.load(), bytes_peak.load()}; }
 
-Arena::Arena(int64_t capacity, Device device) {
-  check(device == Device::cpu, "arena: this build has no allocator for device ", device);
-  block_ = std::make_shared<Block>(capacity, device);
-}
+Arena::Arena(int64_t capacity, Device device) : block_(std::make_shared<Block>(capacity, device)) {}
 Arena::~Arena() = default;
 
 void Arena::reset() {

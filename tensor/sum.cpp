@@ -3,8 +3,10 @@
 // Work is cut into tiles of kept elements x pieces of the summed index. Cuts follow from the shape alone,
 // pieces are added up in order, and sums go through f64 in short f32 blocks: the same bits on every
 // machine, and long sums as good as short ones.
+#include <cmath>
+
+#include "tensor/kernels.h"
 #include "tensor/strided.h"
-#include "tensor/tensor.h"
 
 namespace rivulet {
 namespace {
@@ -122,13 +124,10 @@ void sum_axes(const T* from, const Axes& kept, const Axes& summed, T* to) {
 
 }  // namespace
 
-Tensor sum_to(const Tensor& g, const Shape& shape) {
-  if (g.shape() == shape) return g;
-  check(broadcast_shapes(g.shape(), shape, "sum_to") == g.shape(), "sum_to: shape ", g.shape(), " to ",
-        shape);
-  if (is_half(g.dtype())) return sum_to(g.to(DType::f32), shape).to(g.dtype());
-  check(g.device() == Device::cpu, "sum_to: no kernel for a ", g.device(), " tensor in this build");
-  Tensor out(shape, g.dtype(), g.device());
+namespace cpu {
+
+void sum_to(const Tensor& out, const Tensor& g) {
+  const Shape& shape = out.shape();
   const int lead = g.dims() - shape.size();
   Shape kept, kept_strides, summed, summed_strides;
   for (int i = 0; i < g.dims(); ++i) {
@@ -139,6 +138,25 @@ Tensor sum_to(const Tensor& g, const Shape& shape) {
   dispatch_real(g.dtype(), "sum_to", [&]<class T>() {
     sum_axes(g.data<T>(), Axes(kept, kept_strides), Axes(summed, summed_strides), out.data<T>());
   });
+}
+
+bool has_nan(const Tensor& x) {
+  for (double v : x.detach().to_vector())
+    if (std::isnan(v)) return true;
+  return false;
+}
+
+}  // namespace cpu
+
+Tensor sum_to(const Tensor& g, const Shape& shape) {
+  if (g.shape() == shape) return g;
+  check(broadcast_shapes(g.shape(), shape, "sum_to") == g.shape(), "sum_to: shape ", g.shape(), " to ",
+        shape);
+  const bool computed_in =
+      g.dtype() != DType::f16 && (g.dtype() != DType::bf16 || g.device() == Device::cuda);
+  if (!computed_in) return sum_to(g.to(DType::f32), shape).to(g.dtype());
+  Tensor out(shape, g.dtype(), g.device());
+  ON_DEVICE(g, sum_to(out, g));
   return out;
 }
 

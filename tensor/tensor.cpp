@@ -1,7 +1,9 @@
 #include "tensor/tensor.h"
 
+#include <cstring>
+
 #include "tensor/autograd.h"
-#include "tensor/strided.h"
+#include "tensor/kernels.h"
 
 namespace rivulet {
 
@@ -65,119 +67,68 @@ std::vector<double> Tensor::to_vector() const {
 
 namespace {
 
-template <class To, class From>
-void copy_run(To* to, int64_t to_step, const From* from, int64_t from_step, int64_t n) {
-  const auto convert = [](From x) -> To {
-    if constexpr (std::is_same_v<To, From>)
-      return x;
-    else if constexpr (std::is_same_v<To, bf16> || std::is_same_v<To, f16>)
-      return To(static_cast<float>(x));
-    else if constexpr (std::is_same_v<From, bf16> || std::is_same_v<From, f16>)
-      return static_cast<To>(static_cast<float>(x));
-    else
-      return static_cast<To>(x);
-  };
-  if (to_step == 1 && from_step == 1)
-    for (int64_t i = 0; i < n; ++i) to[i] = convert(from[i]);
-  else
-    for (int64_t i = 0; i < n; ++i) to[i * to_step] = convert(from[i * from_step]);
-}
-
-// Same-dtype copies move whole words, so they need no type and serve the storage-only formats too.
-template <class Word>
-void copy_words(const Tensor& to, const Tensor& from, const StridedLoop<2>& loop) {
-  auto* t = static_cast<Word*>(to.raw());
-  const auto* f = static_cast<const Word*>(from.raw());
-  loop.for_each_row([&](const std::array<int64_t, 2>& at, int64_t n) {
-    copy_run(t + at[0], loop.inner(0), f + at[1], loop.inner(1), n);
-  });
-}
-
-void copy_same(const Tensor& to, const Tensor& from, const StridedLoop<2>& loop) {
-  switch (size_of(to.dtype())) {
-    case 8:
-      return copy_words<uint64_t>(to, from, loop);
-    case 4:
-      return copy_words<uint32_t>(to, from, loop);
-    case 2:
-      return copy_words<uint16_t>(to, from, loop);
-    default:
-      return copy_words<uint8_t>(to, from, loop);
-  }
-}
-
 void check_off_tape(const Tensor& t, const char* who) {
   check(!(grad_enabled() && t.requires_grad()), who, ": changes a tensor that needs a gradient (shape ",
         t.shape(), "); use NoGrad if that is meant");
+}
+
+void check_broadcasts(const Tensor& source, const Tensor& into, const char* who) {
+  check(broadcast_shapes(into.shape(), source.shape(), who) == into.shape(), who, ": shape ", source.shape(),
+        " into ", into.shape());
+}
+
+// Between devices: dense bytes cross, the strides, broadcasts and conversions happen on either side.
+void copy_across(const Tensor& to, const Tensor& from) {
+  if constexpr (kHasCuda) {
+    const NoGrad off;
+    const Tensor dense = from.detach().contiguous();
+    if (to.is_contiguous() && to.dtype() == from.dtype() && to.shape() == from.shape())
+      return cuda::transfer(to, dense);
+    // Conversions are done where the smaller type is what crosses.
+    const bool shrinks = size_of(to.dtype()) < size_of(from.dtype());
+    const Tensor sent = shrinks ? dense.to(to.dtype()) : dense;
+    const Tensor arrived(sent.shape(), sent.dtype(), to.device());
+    cuda::transfer(arrived, sent);
+    to.copy_from(arrived);
+  }
 }
 
 }  // namespace
 
 const Tensor& Tensor::copy_from(const Tensor& source) const {
   check_off_tape(*this, "copy_from");
-  check(device_ == Device::cpu && source.device() == Device::cpu, "copy_from: ", source.device(), " to ",
-        device_, " needs a build with that device");
-  check(broadcast_shapes(shape_, source.shape(), "copy_from") == shape_, "copy_from: shape ", source.shape(),
-        " into ", shape_);
-  const StridedLoop<2> loop(shape_, {strides_, broadcast_strides(source.shape(), source.strides(), shape_)});
-  if (source.dtype() == dtype_) {
-    copy_same(*this, source, loop);
-    return *this;
-  }
-  dispatch_any(dtype_, "copy_from", [&]<class To>() {
-    dispatch_any(source.dtype(), "copy_from", [&]<class From>() {
-      To* to = data<To>();
-      const From* from = source.data<From>();
-      loop.for_each_row([&](const std::array<int64_t, 2>& at, int64_t n) {
-        copy_run(to + at[0], loop.inner(0), from + at[1], loop.inner(1), n);
-      });
-    });
-  });
+  check_broadcasts(source, *this, "copy_from");
+  for (Device d : {device_, source.device()})
+    check(d == Device::cpu || (kHasCuda && d == Device::cuda), "copy_from: ", source.device(), " to ",
+          device_, " is not possible in this build");
+  if (device_ == source.device())
+    ON_DEVICE(*this, copy(*this, source));
+  else
+    copy_across(*this, source);
   return *this;
 }
 
 const Tensor& Tensor::fill(double value) const {
-  return copy_from(dispatch_any(dtype_, "fill", [&]<class T>() {
-    Tensor one(Shape{}, dtype_);
-    if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>)
-      *one.data<T>() = T(float(value));
-    else
-      *one.data<T>() = static_cast<T>(value);
-    return one;
-  }));
+  check_off_tape(*this, "fill");
+  ON_DEVICE(*this, fill(*this, value));
+  return *this;
 }
 
 const Tensor& Tensor::add_in_place(const Tensor& source, double scale) const {
   check_off_tape(*this, "add_in_place");
   check(source.dtype() == dtype_, "add_in_place: ", source.dtype(), " into ", dtype_);
-  check(broadcast_shapes(shape_, source.shape(), "add_in_place") == shape_, "add_in_place: shape ",
-        source.shape(), " into ", shape_);
-  if (is_half(dtype_)) {
-    const NoGrad off;
-    const Tensor sum = to(DType::f32);
-    return copy_from(sum.add_in_place(source.to(DType::f32), scale));
-  }
-  const StridedLoop<2> loop(shape_, {strides_, broadcast_strides(source.shape(), source.strides(), shape_)});
-  dispatch_real(dtype_, "add_in_place", [&]<class T>() {
-    T* to = data<T>();
-    const T* from = source.data<T>();
-    const T s = T(scale);
-    loop.for_each_row([&](const std::array<int64_t, 2>& at, int64_t n) {
-      T* t = to + at[0];
-      const T* f = from + at[1];
-      const int64_t ts = loop.inner(0), fs = loop.inner(1);
-      if (ts == 1 && fs == 1)
-        for (int64_t i = 0; i < n; ++i) t[i] += s * f[i];
-      else
-        for (int64_t i = 0; i < n; ++i) t[i * ts] += s * f[i * fs];
-    });
-  });
+  check(source.device() == device_, "add_in_place: ", source.device(), " into ", device_);
+  check_broadcasts(source, *this, "add_in_place");
+  ON_DEVICE(*this, add_in_place(*this, source, scale));
   return *this;
 }
 
 Tensor zeros(const Shape& shape, DType dtype, Device device) {
   Tensor t(shape, dtype, device);
-  if (device == Device::cpu) std::memset(t.raw(), 0, size_t(t.bytes()));
+  if (device == Device::cpu)
+    std::memset(t.raw(), 0, size_t(t.bytes()));
+  else if (device != Device::meta)
+    t.fill(0);
   return t;
 }
 

@@ -189,7 +189,11 @@ Tensor Tensor::to(DType dtype) const {
 
 Tensor Tensor::to(Device device) const {
   if (device == device_) return *this;
-  fail("to: cannot move a ", device_, " tensor to ", device, " in this build");
+  check(device_ != Device::meta, "to: a meta tensor of shape ", shape_, " has no data to move to ", device);
+  Tensor y(shape_, dtype_, device);
+  if (device != Device::meta) y.copy_from(*this);
+  const Device from = device_;
+  return record("to", y, {*this}, [from](const Tensor& dy) -> Tensors { return {dy.to(from)}; });
 }
 
 }  // namespace rivulet

@@ -94,8 +94,10 @@ TEST_CASE("a state of another frame size is refused") {
   editor.step(frames(3, 1), editor.encode("red"), state);
   Rng rng{1};
   const Tensor larger = unit_to_u8(rand_uniform({3, 16, 12, 3}, 0, 1, rng));
-  CHECK_THROWS_WITH_AS(editor.step(larger, editor.encode("red"), state), doctest::Contains("frame size"), Error);
-  CHECK_THROWS_WITH_AS(editor.step(frames(2, 1), editor.encode("red"), state), doctest::Contains("[2, 8, 12, 3]"), Error);
+  CHECK_THROWS_WITH_AS(editor.step(larger, editor.encode("red"), state), doctest::Contains("frame size"),
+                       Error);
+  CHECK_THROWS_WITH_AS(editor.step(frames(2, 1), editor.encode("red"), state),
+                       doctest::Contains("[2, 8, 12, 3]"), Error);
 }
 
 TEST_CASE("prompts: empty, unknown and too long ones are named") {
@@ -119,8 +121,10 @@ TEST_CASE("a model folder loads to the same weights; a wrong one says all that i
   weights.erase("dit.final_layer.linear.bias");
   weights["text.word"] = zeros({2, 2});
   save_safetensors(dir.path + "/m/weights.safetensors", weights);
-  CHECK_THROWS_WITH_AS(EditModel::load(dir.path + "/m"), doctest::Contains("missing dit.final_layer.linear.bias"), Error);
-  CHECK_THROWS_WITH_AS(EditModel::load(dir.path + "/m"), doctest::Contains("text.word has shape [2, 2]"), Error);
+  CHECK_THROWS_WITH_AS(EditModel::load(dir.path + "/m"),
+                       doctest::Contains("missing dit.final_layer.linear.bias"), Error);
+  CHECK_THROWS_WITH_AS(EditModel::load(dir.path + "/m"), doctest::Contains("text.word has shape [2, 2]"),
+                       Error);
   Json config = to_json(tiny_config());
   config["dit"]["widht"] = 3;
   write_file(dir.path + "/m/config.json", config.dump());

@@ -98,8 +98,8 @@ TEST_CASE("padded text changes nothing") {
 }
 
 TEST_CASE("an all-softmax stream with full history is the causal part of the whole sequence") {
-  // With no temporal convolution a softmax block's chunk c sees chunks 0..c only: its last chunk must equal the
-  // last chunk of one bidirectional pass over everything, since that sees the same keys.
+  // With no temporal convolution a softmax block's chunk c sees chunks 0..c only: its last chunk must equal
+  // the last chunk of one bidirectional pass over everything, since that sees the same keys.
   DitConfig config = tiny();
   config.depth = 1;
   config.softmax_blocks = {0};
@@ -114,7 +114,9 @@ TEST_CASE("an all-softmax stream with full history is the causal part of the who
   CHECK(relative_error(stream.slice(2, 0, 2), whole.slice(2, 0, 2)) > 1e-3);
 }
 
-TEST_CASE("one-frame chunks of a delta-net stream are a causal scan; the last frame sees what the whole clip sees") {
+TEST_CASE(
+    "one-frame chunks of a delta-net stream are a causal scan; the last frame sees what the whole clip "
+    "sees") {
   DitConfig config = tiny();
   config.depth = 1;
   config.softmax_blocks = {};

@@ -25,7 +25,9 @@ Tensor sample_sheet(const Editor& editor, const std::vector<Sample>& samples, ui
   for (const Sample& sample : samples) {
     const Tensor edited = edit_clip(editor, unit_to_u8(sample.source), sample.instruction, seed);
     const int64_t last = edited.dim(0) - 1;
-    rows.push_back(cat({unit_to_u8(sample.source).select(0, last), edited.select(0, last), unit_to_u8(sample.target).select(0, last)}, 1));
+    rows.push_back(cat({unit_to_u8(sample.source).select(0, last), edited.select(0, last),
+                        unit_to_u8(sample.target).select(0, last)},
+                       1));
   }
   return cat(rows, 0);
 }

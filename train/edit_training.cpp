@@ -43,8 +43,10 @@ StepLoss EditTraining::loss(int64_t step, int64_t micro, Rng& rng) {
     levels.push_back(level.sigma);
     told.push_back(double(level.t));
   }
-  const Tensor source = cat(sources, 0), target = cat(targets, 0);
-  const Tensor sigma = Tensor::of(levels, {config_.batch}), t = Tensor::of(told, {config_.batch});
+  const Device device = model_.device();
+  const Tensor source = cat(sources, 0).to(device), target = cat(targets, 0).to(device);
+  const Tensor sigma = Tensor::of(levels, {config_.batch}).to(device),
+               t = Tensor::of(told, {config_.batch}).to(device);
   const TextContext text = model_.encode(texts);
 
   const auto lengths = chunk_lengths(model_.config(), target.dim(2));
@@ -54,7 +56,7 @@ StepLoss EditTraining::loss(int64_t step, int64_t micro, Rng& rng) {
   for (size_t c = 0; c < lengths.size(); ++c) {
     const Tensor s = source.slice(2, at, at + lengths[c]), x0 = target.slice(2, at, at + lengths[c]);
     at += lengths[c];
-    const Tensor noise = randn(x0.shape(), rng);
+    const Tensor noise = randn(x0.shape(), rng, DType::f32, device);
     const Tensor v = model_.velocity(add_noise(x0, noise, levels), s, sigma, t, text, &memory);
     const Tensor part = flow_matching_loss(v, noise, x0) * (double(lengths[c]) / double(target.dim(2)));
     total = total.defined() ? total + part : part;

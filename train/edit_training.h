@@ -1,5 +1,5 @@
-// Training an EditModel on edited pairs by flow matching, under the streaming protocol: a clip is cut into the
-// chunks that inference uses, each chunk is trained with the memory that the clean chunks before it left.
+// Training an EditModel on edited pairs by flow matching, under the streaming protocol: a clip is cut into
+// the chunks that inference uses, each chunk is trained with the memory that the clean chunks before it left.
 #pragma once
 
 #include <memory>

@@ -23,8 +23,8 @@ DitConfig read_dit_config(Fields& f) {
   f.optional("chunk_frames", c.chunk_frames, between(1, 1024));
   f.optional("cached_chunks", c.cached_chunks, between(-1, 1024));
   f.optional("sink", c.sink);
-  check(c.width % c.heads == 0 && c.width / c.heads % 2 == 0, f.where("heads"), ": width ", c.width, " over ", c.heads,
-        " heads is not an even head dim");
+  check(c.width % c.heads == 0 && c.width / c.heads % 2 == 0, f.where("heads"), ": width ", c.width, " over ",
+        c.heads, " heads is not an even head dim");
   return c;
 }
 

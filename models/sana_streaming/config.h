@@ -8,11 +8,11 @@ namespace rivulet {
 struct DitConfig {
   std::string variant = "streaming";  // or "bidirectional": q and k of the softmax blocks stored without taps
   int64_t depth = 20;
-  int64_t width = 2240;                             // C
-  int64_t heads = 20;                               // nH; head dim is width / heads, even
+  int64_t width = 2240;  // C
+  int64_t heads = 20;    // nH; head dim is width / heads, even
   std::vector<int64_t> softmax_blocks = {3, 7, 11, 15, 19};
   int64_t mlp_ratio = 3;
-  int64_t latent_channels = 128;   // of the noisy target and of the source each
+  int64_t latent_channels = 128;  // of the noisy target and of the source each
   int64_t caption_channels = 2304;
   // Streaming: frames of a steady chunk, kept chunks before the current one (negative: all), sink chunk.
   int64_t chunk_frames = 3;

@@ -14,8 +14,8 @@ constexpr float kBlockNormEps = 1e-6f, kTextNormEps = 1e-5f;
 constexpr int64_t kTimeChannels = 256;
 
 // dit.md 1.2: cos then sin of t * 10000^(-i/128); t is truncated to a whole number.
-Tensor time_features(const Tensor& t) {
-  const Tensor flat = t.detach().to(DType::f64).contiguous();
+Tensor time_features(const Tensor& t, Device device) {
+  const Tensor flat = t.detach().to(Device::cpu).to(DType::f64).contiguous();
   Shape shape = t.shape();
   shape.push_back(kTimeChannels);
   const Tensor e(shape, DType::f32);
@@ -29,7 +29,7 @@ Tensor time_features(const Tensor& t) {
       row[half + i] = std::sin(angle);
     }
   }
-  return e;
+  return e.to(device);
 }
 
 // Row i of a modulation table [B, Tm, rows, C], shaped to broadcast over tokens: [B, Tm, 1, C].
@@ -72,8 +72,8 @@ Dit::Dit(const DitConfig& c, Device device)
 TextContext Dit::text_context(const Tensor& text, const Tensor& mask) const {
   check(text.dims() == 3 && text.dim(2) == config_.caption_channels, "dit: text has shape ", text.shape(),
         ", the model takes [B, L, ", config_.caption_channels, "]");
-  check(mask.dims() == 2 && mask.dim(0) == text.dim(0) && mask.dim(1) == text.dim(1), "dit: text mask has shape ",
-        mask.shape(), " for text ", text.shape());
+  check(mask.dims() == 2 && mask.dim(0) == text.dim(0) && mask.dim(1) == text.dim(1),
+        "dit: text mask has shape ", mask.shape(), " for text ", text.shape());
   const Tensor y = rms_norm(y_fc2(gelu_tanh(y_fc1(text))), attention_y_norm.weight, kTextNormEps);
   TextContext context{{}, mask};
   for (const Block& block : blocks) context.keys.push_back(block.cross_attn.text_keys(y));
@@ -126,14 +126,15 @@ Tensor Dit::run_block(const Block& block, const Tensor& h_in, const Pass& pass, 
 
 Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text, const StreamState* past,
                        StreamState* next, const BlockHook& hook) const {
-  check(x.dims() == 5 && x.dim(1) == 2 * config_.latent_channels, "dit: x has shape ", x.shape(), ", the model takes [B, ",
-        2 * config_.latent_channels, ", T, H, W]");
+  check(x.dims() == 5 && x.dim(1) == 2 * config_.latent_channels, "dit: x has shape ", x.shape(),
+        ", the model takes [B, ", 2 * config_.latent_channels, ", T, H, W]");
   const int64_t B = x.dim(0), T = x.dim(2), C = config_.width;
-  check(t.dim(0) == B && (t.dims() == 1 || (t.dims() == 2 && t.dim(1) == T)), "dit: t has shape ", t.shape(), " for x ",
-        x.shape());
+  check(t.dim(0) == B && (t.dims() == 1 || (t.dims() == 2 && t.dim(1) == T)), "dit: t has shape ", t.shape(),
+        " for x ", x.shape());
   const Grid grid{T, x.dim(3), x.dim(4), past ? past->frames : 0};
   const auto [cos, sin] = rope_table(grid.first, T, grid.H, grid.W, C / config_.heads);
-  const Tensor temb = t_embedder_2(silu(t_embedder_0(time_features(t.dims() == 1 ? t.unsqueeze(1) : t))));
+  const Tensor temb =
+      t_embedder_2(silu(t_embedder_0(time_features(t.dims() == 1 ? t.unsqueeze(1) : t, x.device()))));
   const int64_t Tm = temb.dim(1);
   if (next) {
     *next = past ? *past : StreamState{};
@@ -141,7 +142,9 @@ Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text
     next->chunk += 1;
     next->frames += T;
   }
-  const Pass pass{grid, {cos, sin}, t_block(silu(temb)).reshape({B, Tm, 6, C}), text, past, next};
+  const Pass pass{
+      grid, {cos.to(x.device()), sin.to(x.device())}, t_block(silu(temb)).reshape({B, Tm, 6, C}), text, past,
+      next};
 
   Tensor h = x_embedder(x.permute({0, 2, 3, 4, 1}).reshape({B, T, grid.tokens_per_frame(), -1}));
   for (size_t i = 0; i < blocks.size(); ++i) {

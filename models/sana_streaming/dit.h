@@ -85,8 +85,9 @@ class Dit {
   // in 0..1000. Returns the network's output [B, latent channels, T, H, W].
   //   past    memory of the chunks before (null: none; frames count from 0)
   //   next    when given, receives past plus this chunk, detached: the cache pass
-  Tensor operator()(const Tensor& x, const Tensor& t, const TextContext& text, const StreamState* past = nullptr,
-                    StreamState* next = nullptr, const BlockHook& hook = {}) const;
+  Tensor operator()(const Tensor& x, const Tensor& t, const TextContext& text,
+                    const StreamState* past = nullptr, StreamState* next = nullptr,
+                    const BlockHook& hook = {}) const;
 
   Linear x_embedder, t_embedder_0, t_embedder_2, t_block, y_fc1, y_fc2, final_linear;
   NormWeight attention_y_norm;

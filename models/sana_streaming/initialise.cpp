@@ -9,7 +9,7 @@ namespace {
 // N(0, gain^2 / fan_in), where fan_in counts the inputs that one output sums over.
 void fill_linear(const Tensor& weight, double gain, Rng& rng) {
   const double fan_in = double(weight.numel()) / double(weight.dim(0));
-  const Tensor values = randn(weight.shape(), rng);
+  const Tensor values = randn(weight.shape(), rng, DType::f32, weight.device());
   weight.fill(0);
   weight.add_in_place(values, gain / std::sqrt(fan_in));
 }
@@ -26,11 +26,20 @@ struct Constant {
 // training.md 0: write gate open, decay near 1, output gate silu(1), so a block starts near linear attention.
 // The temporal convolution and the output layer start at zero: the first output is zero.
 constexpr Constant kConstants[] = {
-    {"attn.beta_proj.weight", 0},  {"attn.beta_proj.bias", 5},     {"attn.gate_proj.weight", 0},
-    {"attn.gate_proj.bias", 0},    {"attn.dt_bias", -8},           {"attn.A_log", 0},
-    {"attn.output_gate.weight", 0}, {"attn.output_gate.bias", 1},  {"q_norm.weight", 1},
-    {"k_norm.weight", 1},          {"attention_y_norm.weight", 1}, {"t_conv.weight", 0},
-    {"final_layer.linear.weight", 0}, {".bias", 0},
+    {"attn.beta_proj.weight", 0},
+    {"attn.beta_proj.bias", 5},
+    {"attn.gate_proj.weight", 0},
+    {"attn.gate_proj.bias", 0},
+    {"attn.dt_bias", -8},
+    {"attn.A_log", 0},
+    {"attn.output_gate.weight", 0},
+    {"attn.output_gate.bias", 1},
+    {"q_norm.weight", 1},
+    {"k_norm.weight", 1},
+    {"attention_y_norm.weight", 1},
+    {"t_conv.weight", 0},
+    {"final_layer.linear.weight", 0},
+    {".bias", 0},
 };
 
 }  // namespace

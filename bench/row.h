@@ -1,0 +1,25 @@
+// One line of the benchmark: a piece of work with its counts of bytes and operations.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tensor/tensor.h"
+
+namespace rivulet::bench {
+
+struct Row {
+  std::string name;  // unique: "matmul [512, 512] [512, 512]"
+  std::string op;
+  std::vector<Shape> shapes;
+  std::function<void()> run;
+  double bytes = 0, flops = 0;  // fewest bytes moved and operations of one run; 0 = not counted
+  // Empty when the results are right, else what is wrong with them: the speed is then withheld.
+  std::function<std::string()> red;
+};
+
+// Every op of ops/all.h at its benchmark shapes, in f32: forward alone, or with its backward.
+std::vector<Row> op_rows(bool with_backward);
+
+}  // namespace rivulet::bench

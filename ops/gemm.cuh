@@ -1,0 +1,32 @@
+// The matrix product that CUDA ops stand on, by cuBLASLt. Row-major:
+//
+//   C[m, n] = alpha * op(A)[m, k] * op(B)[k, n] + beta * C + bias[n]
+//
+// A and B have one dtype (f32, f64, bf16), sums are f32 (f64 for f64). The same call gives the same bits in
+// every run.
+#pragma once
+
+#include "tensor/tensor.h"
+
+namespace rivulet::cuda {
+
+// How f32 inputs are multiplied: exactly, or rounded to TF32 (10 bits of mantissa) on the tensor cores.
+enum class Precision { full, tf32 };
+
+struct Gemm {
+  bool trans_a = false, trans_b = false;  // op(A)[i][p] is a[i * lda + p], or a[p * lda + i] when trans_a
+  int64_t m = 0, n = 0, k = 0;
+  const void *a = nullptr, *b = nullptr;
+  void* c = nullptr;
+  int64_t lda = 0, ldb = 0, ldc = 0;
+  // Products of a batch: distances in elements between their operands (0 repeats A or B).
+  int64_t batch = 1, step_a = 0, step_b = 0, step_c = 0;
+  DType in = DType::f32, out = DType::f32;  // f32 output of bf16 inputs is possible
+  double alpha = 1, beta = 0;
+  const void* bias = nullptr;  // of dtype `out`; added to every row
+  Precision precision = Precision::full;
+};
+
+void gemm(const Gemm& g);
+
+}  // namespace rivulet::cuda

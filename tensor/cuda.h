@@ -1,0 +1,35 @@
+// The GPU as host code sees it. Everything here may be called in a build without CUDA.
+#pragma once
+
+#include <string>
+
+#include "tensor/storage.h"
+
+namespace rivulet {
+
+namespace cuda {
+bool available();
+std::string device_name();
+void synchronize();
+MemoryUse memory();
+}  // namespace cuda
+
+// True when this build has CUDA kernels and the machine has a GPU that they can run on.
+inline bool cuda_available() {
+  if constexpr (kHasCuda) return cuda::available();
+  return false;
+}
+
+// Waits for all work given to `device`; reports errors of kernels that were still running.
+inline void synchronize(Device device) {
+  if constexpr (kHasCuda)
+    if (device == Device::cuda) cuda::synchronize();
+}
+
+// Bytes of GPU memory held by tensors now and at most so far (arenas count as held whole).
+inline MemoryUse cuda_memory() {
+  if constexpr (kHasCuda) return cuda::memory();
+  return {};
+}
+
+}  // namespace rivulet
