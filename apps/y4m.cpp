@@ -225,13 +225,15 @@ class Y4mSink : public FrameSink {
       put_text("FRAME\n");
       put(planes_.data(), planes_.size());
     }
-    check(std::fflush(file_.get()) == 0, name_, ": ", std::strerror(errno));
+    const int failed = std::fflush(file_.get());
+    check(!failed, name_, ": ", std::strerror(errno));
   }
 
   std::string finish() override {
     check(count_ > 0, name_, ": no frames were written");
     FILE* file = file_.release();
-    check((path_ == "-" ? std::fflush(file) : std::fclose(file)) == 0, name_, ": ", std::strerror(errno));
+    const int failed = path_ == "-" ? std::fflush(file) : std::fclose(file);
+    check(!failed, name_, ": ", std::strerror(errno));
     std::error_code error;
     if (!temporary_.empty()) fs::rename(temporary_, path_, error);
     check(!error, name_, ": cannot be written (", error.message(), ")");
@@ -243,7 +245,8 @@ class Y4mSink : public FrameSink {
 
  private:
   void put(const void* bytes, size_t n) {
-    check(std::fwrite(bytes, 1, n, file_.get()) == n, name_, ": ", std::strerror(errno));
+    const size_t written = std::fwrite(bytes, 1, n, file_.get());
+    check(written == n, name_, ": ", std::strerror(errno));
   }
   void put_text(const std::string& text) { put(text.data(), text.size()); }
 
