@@ -1,6 +1,6 @@
 // YUV4MPEG2: a text header, then per frame "FRAME..." and the planes. Read: 8-bit 4:2:0, 4:2:2, 4:4:4 and
-// mono. Written: 4:4:4, so that no colour is lost. Colour is BT.601, limited range unless the header says
-// XCOLORRANGE=FULL.
+// mono. Written: 4:4:4, so that no colour is lost. Colour is BT.601. The range is what XCOLORRANGE
+// says, otherwise limited, but full for mono: that is how ffmpeg writes it.
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -65,6 +65,7 @@ void set_colour(Format& f, const std::string& c, const std::string& name) {
 Format parse_header(const std::string& line, const std::string& name) {
   check(line.rfind("YUV4MPEG2", 0) == 0, name, ": not a y4m stream");
   Format f;
+  std::string range;
   for (size_t at = line.find(' '); at != line.npos;) {
     const size_t end = line.find(' ', at + 1);
     const std::string field = line.substr(at + 1, end == line.npos ? end : end - at - 1);
@@ -76,8 +77,9 @@ Format parse_header(const std::string& line, const std::string& name) {
     if (field[0] == 'F') f.fps = ratio(field, name);
     if (field[0] == 'A') f.aspect = ratio(field, name);
     if (field[0] == 'C') set_colour(f, field, name);
-    if (field == "XCOLORRANGE=FULL") f.full_range = true;
+    if (field.rfind("XCOLORRANGE=", 0) == 0) range = field;
   }
+  f.full_range = range == "XCOLORRANGE=FULL" || (range.empty() && f.chroma_x == 0);
   check(f.size.width > 0 && f.size.height > 0, name, ": the y4m header gives no frame size");
   check(f.size.width <= kMaxImageSide && f.size.height <= kMaxImageSide &&
             f.size.width * f.size.height <= kMaxImagePixels,
