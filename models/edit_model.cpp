@@ -41,6 +41,8 @@ EditModelConfig read_edit_model_config(Fields f) {
   f.done();
   check(c.dit.latent_channels == 3 * c.patch * c.patch, f.where("patch"), ": ", c.patch, " makes ",
         3 * c.patch * c.patch, " latent channels, dit.latent_channels is ", c.dit.latent_channels);
+  check(c.prediction != "colour_residual" || c.patch >= 2, f.where("patch"),
+        ": colour_residual needs patches of 2 or more");
   return c;
 }
 
