@@ -38,7 +38,7 @@ struct Grid {
   FrameSize cell, size;  // of one clip with its bar, and of the whole (even)
 
   Grid(int64_t clips, const FrameSize& clip) {
-    const bool one_row = clips <= 2 || (clip.width < clip.height && clips <= 4);
+    const bool one_row = clips <= 3 || (clip.width < clip.height && clips <= 4);
     columns = one_row ? clips : int64_t(std::ceil(std::sqrt(double(clips))));
     rows = (clips + columns - 1) / columns;
     text_scale = std::max<int64_t>(1, std::min(clip.width, clip.height) / 150);

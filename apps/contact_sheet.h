@@ -40,8 +40,8 @@ class SheetSampler {
   std::vector<Moment> kept_;  // the frames at multiples of stride_
 };
 
-// Clips beside each other under their labels, in a grid that is no wider than it must be: two in a row, four
-// as two by two; portrait clips in one row of up to four.
+// Clips beside each other under their labels, in a grid that is no wider than it must be: up to three in a
+// row, four as two by two; portrait clips in one row of up to four.
 FrameSize side_by_side_size(int64_t clips, const FrameSize& clip);
 // The strips have frames of one shape [F, H, W, 3]; the result is [F, H', W', 3].
 Tensor side_by_side(const std::vector<Strip>& strips);

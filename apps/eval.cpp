@@ -25,7 +25,7 @@ constexpr double kLeastColoured = 0.002;
 struct Result {
   std::string clip, edit, instruction;
   double coverage = 1;  // mean of the mask
-  std::optional<double> score, psnr_outside, boundary_ratio;
+  std::optional<double> score = {}, psnr_outside = {}, boundary_ratio = {};
   double psnr = 0, fps = 0;
 };
 

@@ -1,7 +1,8 @@
 #include "apps/ffmpeg.h"
 
 #include <algorithm>
-#include <vector>
+
+#include "tensor/error.h"
 
 namespace rivulet {
 
@@ -21,6 +22,14 @@ std::string ffmpeg_reason(const std::string& last_words) {
   if (lines.empty()) return "ffmpeg gave no reason";
   if (lines.size() == 1) return lines[0];
   return lines[lines.size() - 2] + "; " + lines.back();
+}
+
+std::unique_ptr<Process> start_ffmpeg(const std::vector<std::string>& argv, Pipes pipes) {
+  try {
+    return std::make_unique<Process>(argv, pipes);
+  } catch (const Error& e) {
+    fail(e.what(), "; video files are read and written with ffmpeg (apt install ffmpeg)");
+  }
 }
 
 }  // namespace rivulet

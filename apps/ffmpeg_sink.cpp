@@ -6,7 +6,6 @@
 #include <filesystem>
 
 #include "apps/ffmpeg.h"
-#include "apps/process.h"
 #include "apps/video_formats.h"
 
 namespace fs = std::filesystem;
@@ -24,50 +23,22 @@ class FfmpegSink : public FrameSink {
     // A key frame, and so a fragment, about every second.
     const std::string group = std::to_string(std::max<int64_t>(1, std::llround(info.fps.value())));
     // The sizes and colours are written out so that every player shows the same picture.
-    const std::string filters =
-        std::string(info.size.width < 2 || info.size.height < 2 ? "pad=max(iw\\,2):max(ih\\,2)," : "") +
-        "crop=trunc(iw/2)*2:trunc(ih/"
-        "2)*2:0:0,scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd,"
-        "format=yuv420p";
-    encoder_ =
-        std::make_unique<Process>(std::vector<std::string>{"ffmpeg",
-                                                           "-v",
-                                                           "error",
-                                                           "-y",
-                                                           "-f",
-                                                           "rawvideo",
-                                                           "-pix_fmt",
-                                                           "rgb24",
-                                                           "-video_size",
-                                                           size,
-                                                           "-framerate",
-                                                           rate,
-                                                           "-i",
-                                                           "pipe:0",
-                                                           "-vf",
-                                                           filters,
-                                                           "-c:v",
-                                                           "libx264",
-                                                           "-preset",
-                                                           "veryfast",
-                                                           "-crf",
-                                                           "18",
-                                                           "-g",
-                                                           group,
-                                                           "-colorspace",
-                                                           "bt709",
-                                                           "-color_primaries",
-                                                           "bt709",
-                                                           "-color_trc",
-                                                           "bt709",
-                                                           "-color_range",
-                                                           "tv",
-                                                           "-movflags",
-                                                           "+frag_keyframe+empty_moov+default_base_moof",
-                                                           "-f",
-                                                           "mp4",
-                                                           "file:" + temporary_},
-                                  Pipes::input);
+    const std::string pad = info.size.width < 2 || info.size.height < 2 ? "pad=max(iw\\,2):max(ih\\,2)," : "";
+    const std::string filters = pad +
+                                "crop=trunc(iw/2)*2:trunc(ih/2)*2:0:0,"
+                                "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd,"
+                                "format=yuv420p";
+    // clang-format off
+    encoder_ = start_ffmpeg({"ffmpeg", "-v", "error", "-y",
+                             "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", size, "-framerate", rate,
+                             "-i", "pipe:0", "-vf", filters,
+                             "-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-g", group,
+                             "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
+                             "-color_range", "tv",
+                             "-movflags", "+frag_keyframe+empty_moov+default_base_moof", "-f", "mp4",
+                             "file:" + temporary_},
+                            Pipes::input);
+    // clang-format on
   }
 
   ~FfmpegSink() override {
@@ -125,9 +96,9 @@ class FfmpegSink : public FrameSink {
       argv.insert(argv.end(), {"-map", "0:v:0", "-map", "1:a:0", "-t", text, "-c:a", audio_codec});
     }
     argv.insert(argv.end(), {"-c:v", "copy", "-movflags", "+faststart", "-f", "mp4", "file:" + whole_});
-    Process child(argv, Pipes::none);
-    const bool good = child.wait() == 0;
-    if (!good) reason_ = ffmpeg_reason(child.last_words());
+    const auto child = start_ffmpeg(argv, Pipes::none);
+    const bool good = child->wait() == 0;
+    if (!good) reason_ = ffmpeg_reason(child->last_words());
     return good;
   }
 

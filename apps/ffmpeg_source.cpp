@@ -6,7 +6,6 @@
 #include <sstream>
 
 #include "apps/ffmpeg.h"
-#include "apps/process.h"
 #include "apps/video_formats.h"
 #include "ops/image_io.h"
 
@@ -99,12 +98,12 @@ std::vector<std::string> input_arguments(const std::string& path) {
 Probe probe(const std::string& path) {
   std::vector<std::string> argv = {"ffprobe", "-v", "error", "-of", "json", "-show_streams", "-show_format"};
   for (std::string& a : input_arguments(path)) argv.push_back(std::move(a));
-  Process child(argv, Pipes::output);
+  const auto child = start_ffmpeg(argv, Pipes::output);
   std::string text;
   char buffer[4096];
-  for (int64_t n; (n = child.read(buffer, sizeof buffer)) > 0;) text.append(buffer, size_t(n));
-  const int code = child.wait();
-  check(code == 0, path, ": not a video that ffmpeg can read (", ffmpeg_reason(child.last_words()), ")");
+  for (int64_t n; (n = child->read(buffer, sizeof buffer)) > 0;) text.append(buffer, size_t(n));
+  const int code = child->wait();
+  check(code == 0, path, ": not a video that ffmpeg can read (", ffmpeg_reason(child->last_words()), ")");
   const Json all = Json::parse(text, nullptr, false);
   check(all.is_object() && all.contains("streams"), path, ": ffprobe gave no description");
   const Json *video = nullptr, *audio = nullptr;
@@ -154,7 +153,7 @@ class FfmpegSource : public FrameSource {
     if (p.variable_rate)
       argv.insert(argv.end(), {"-r", std::to_string(p.fps.num) + "/" + std::to_string(p.fps.den)});
     argv.insert(argv.end(), {"-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"});
-    child_ = std::make_unique<Process>(argv, Pipes::output);
+    child_ = start_ffmpeg(argv, Pipes::output);
   }
 
  private:

@@ -34,13 +34,14 @@ struct Channel {
   }
   void open_for_writing() {
     int fd[2];
-    check(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) == 0,
-          "socketpair: ", std::strerror(errno));
+    const int failed = ::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd);
+    check(!failed, "socketpair: ", std::strerror(errno));
     ours = fd[0], theirs = fd[1];
   }
   void open_for_reading() {
     int fd[2];
-    check(::pipe2(fd, O_CLOEXEC) == 0, "pipe: ", std::strerror(errno));
+    const int failed = ::pipe2(fd, O_CLOEXEC);
+    check(!failed, "pipe: ", std::strerror(errno));
     ours = fd[0], theirs = fd[1];
     // A child that is ahead of us may fill a whole frame or two; the kernel's default is a few rows.
     ::fcntl(ours, F_SETPIPE_SZ, 1 << 20);

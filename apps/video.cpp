@@ -42,7 +42,8 @@ std::unique_ptr<FrameSource> open_source(const std::string& path, const SourceOp
   check(fs::exists(status), path, ": no such file or folder");
   if (fs::is_directory(status)) return open_image_source(path, options);
   if (fs::is_character_file(status)) return open_ffmpeg_source(path, options.size);
-  check(::access(path.c_str(), R_OK) == 0, path, ": ", std::strerror(errno));
+  const int unreadable = ::access(path.c_str(), R_OK);
+  check(!unreadable, path, ": ", std::strerror(errno));
   if (fs::is_regular_file(status)) check(fs::file_size(path) > 0, path, ": the file is empty");
   if (lower_extension(path) == ".y4m") return open_y4m_source(path, options.size);
   return open_ffmpeg_source(path, options.size);

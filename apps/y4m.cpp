@@ -1,6 +1,6 @@
 // YUV4MPEG2: a text header, then per frame "FRAME..." and the planes. Read: 8-bit 4:2:0, 4:2:2, 4:4:4 and
-// mono. Written: 4:4:4, so that no colour is lost. Colour is BT.601, limited range unless the header says
-// XCOLORRANGE=FULL.
+// mono. Written: 4:4:4, so that no colour is lost. Colour is BT.601. The range is what XCOLORRANGE
+// says, otherwise limited, but full for mono: that is how ffmpeg writes it.
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -65,6 +65,7 @@ void set_colour(Format& f, const std::string& c, const std::string& name) {
 Format parse_header(const std::string& line, const std::string& name) {
   check(line.rfind("YUV4MPEG2", 0) == 0, name, ": not a y4m stream");
   Format f;
+  std::string range;
   for (size_t at = line.find(' '); at != line.npos;) {
     const size_t end = line.find(' ', at + 1);
     const std::string field = line.substr(at + 1, end == line.npos ? end : end - at - 1);
@@ -76,8 +77,9 @@ Format parse_header(const std::string& line, const std::string& name) {
     if (field[0] == 'F') f.fps = ratio(field, name);
     if (field[0] == 'A') f.aspect = ratio(field, name);
     if (field[0] == 'C') set_colour(f, field, name);
-    if (field == "XCOLORRANGE=FULL") f.full_range = true;
+    if (field.rfind("XCOLORRANGE=", 0) == 0) range = field;
   }
+  f.full_range = range == "XCOLORRANGE=FULL" || (range.empty() && f.chroma_x == 0);
   check(f.size.width > 0 && f.size.height > 0, name, ": the y4m header gives no frame size");
   check(f.size.width <= kMaxImageSide && f.size.height <= kMaxImageSide &&
             f.size.width * f.size.height <= kMaxImagePixels,
@@ -225,13 +227,15 @@ class Y4mSink : public FrameSink {
       put_text("FRAME\n");
       put(planes_.data(), planes_.size());
     }
-    check(std::fflush(file_.get()) == 0, name_, ": ", std::strerror(errno));
+    const int failed = std::fflush(file_.get());
+    check(!failed, name_, ": ", std::strerror(errno));
   }
 
   std::string finish() override {
     check(count_ > 0, name_, ": no frames were written");
     FILE* file = file_.release();
-    check((path_ == "-" ? std::fflush(file) : std::fclose(file)) == 0, name_, ": ", std::strerror(errno));
+    const int failed = path_ == "-" ? std::fflush(file) : std::fclose(file);
+    check(!failed, name_, ": ", std::strerror(errno));
     std::error_code error;
     if (!temporary_.empty()) fs::rename(temporary_, path_, error);
     check(!error, name_, ": cannot be written (", error.message(), ")");
@@ -243,7 +247,8 @@ class Y4mSink : public FrameSink {
 
  private:
   void put(const void* bytes, size_t n) {
-    check(std::fwrite(bytes, 1, n, file_.get()) == n, name_, ": ", std::strerror(errno));
+    const size_t written = std::fwrite(bytes, 1, n, file_.get());
+    check(written == n, name_, ": ", std::strerror(errno));
   }
   void put_text(const std::string& text) { put(text.data(), text.size()); }
 
