@@ -58,4 +58,25 @@ struct SelftestOptions {
 };
 int run_selftest(const SelftestOptions& options);
 
+struct DataPackOptions {
+  std::vector<std::string> in;  // videos, photos, and footage archives to take over whole
+  std::string out;
+  std::string size = "320x180";  // videos are scaled to cover it and cropped, photos keep their edges
+  std::string origin;            // where the inputs come from; empty for the path of each
+  std::string licence;           // theirs, written into the archive
+  int64_t every = 0;             // a clip starts at every so many frames; 0 spreads them over the video
+  int64_t burst = 8;             // frames of a clip
+  int64_t frames = 64;           // at most so many of each video
+};
+int run_data_pack(const DataPackOptions& options);
+
+struct DataPreviewOptions {
+  std::string footage;  // empty for made-up backgrounds alone
+  std::string mix;      // a JSON file with the renderer's options; empty for the defaults
+  std::string out;
+  std::string size = "128x128";
+  int64_t count = 12, frames = 5, seed = 0;
+};
+int run_data_preview(const DataPreviewOptions& options);
+
 }  // namespace rivulet

@@ -87,6 +87,50 @@ Run add_selftest(CLI::App& app) {
   return [o] { return run_selftest(*o); };
 }
 
+Run add_data_pack(CLI::App& app) {
+  auto o = std::make_shared<DataPackOptions>();
+  app.add_option("in", o->in, "Videos, photos, and footage archives to take over whole")->required();
+  app.add_option("--out", o->out, "The archive, a .safetensors file")->required();
+  app.add_option("--licence", o->licence, "Licence of the videos and photos, kept with each")->required();
+  app.add_option("--origin", o->origin, "Where they come from (default: the path of each)");
+  app.add_option("--size", o->size, "WxH that videos are cropped to and photos cover")->capture_default_str();
+  app.add_option("--burst", o->burst, "Consecutive frames of one clip")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--every", o->every, "Start a clip at every so many frames (default: spread over the video)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--frames", o->frames, "At most so many frames of each video")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  return [o] { return run_data_pack(*o); };
+}
+
+Run add_data_preview(CLI::App& app) {
+  auto o = std::make_shared<DataPreviewOptions>();
+  app.add_option("--out", o->out, "The contact sheet, a .png file")->required();
+  app.add_option("--footage", o->footage, "A footage archive (default: made-up backgrounds alone)");
+  app.add_option("--mix", o->mix, "A JSON file with the renderer's options");
+  app.add_option("--count", o->count, "Samples to show")->capture_default_str()->check(CLI::Range(1, 256));
+  app.add_option("--size", o->size, "WxH of a sample")->capture_default_str();
+  app.add_option("--frames", o->frames, "Frames of a sample")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--seed", o->seed, "Seed of the samples");
+  return [o] { return run_data_preview(*o); };
+}
+
+Run add_data(CLI::App& app) {
+  app.require_subcommand(1);
+  auto chosen = std::make_shared<Run>();
+  const auto add = [&](const char* name, const char* help, Run (*options)(CLI::App&)) {
+    CLI::App* sub = app.add_subcommand(name, help);
+    sub->callback([chosen, run = options(*sub)] { *chosen = run; });
+  };
+  add("pack", "Put short clips of videos, and photos, into a footage archive", add_data_pack);
+  add("preview", "Show samples as training sees them: source, target and mask", add_data_preview);
+  return [chosen] { return (*chosen)(); };
+}
+
 struct Command {
   const char* name;
   const char* help;
@@ -97,6 +141,7 @@ constexpr Command kCommands[] = {
     {"edit", "Edit a video by an instruction", add_edit},
     {"train", "Train an editor from one JSON file, or go on with a run", add_train},
     {"eval", "Measure an editor on real clips against the exact edits", add_eval},
+    {"data", "Gather footage for training, and look at the samples made of it", add_data},
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
     {"selftest", "Compare the models with golden files of the reference", add_selftest},
 };

@@ -11,6 +11,20 @@ namespace {
 // Below this level the residual form divides by the floor instead: nothing is left to predict there.
 constexpr double kLowestLevel = 1e-3;
 
+// x0 of the colour_residual form; source and u [B, 3F, T, H, W], channels 3 * frequency + colour.
+Tensor colour_residual(const Tensor& source, const Tensor& u) {
+  const int64_t B = source.dim(0), C = source.dim(1), T = source.dim(2), H = source.dim(3), W = source.dim(4);
+  const Tensor mix = u.slice(1, C - 9, C).reshape({B, 1, 3, 3, T * H * W});
+  const Tensor colours = source.reshape({B, C / 3, 3, T * H * W});
+  const Tensor residual = pad(u.slice(1, 0, C - 9), 1, 0, 9);
+  Tensor mixed;
+  for (int64_t c = 0; c < 3; ++c) {
+    const Tensor part = colours.slice(2, c, c + 1) * mix.select(3, c);
+    mixed = c == 0 ? part : mixed + part;
+  }
+  return source + residual + mixed.reshape({B, C, T, H, W});
+}
+
 }  // namespace
 
 EditModelConfig read_edit_model_config(Fields f) {
@@ -19,7 +33,7 @@ EditModelConfig read_edit_model_config(Fields f) {
   Fields dit = f.object("dit");
   c.dit = read_dit_config(dit);
   dit.done();
-  f.choice("prediction", c.prediction, {"velocity", "residual"});
+  f.choice("prediction", c.prediction, {"velocity", "colour_residual"});
   f.required("patch", c.patch, between(1, 64));
   f.required("first_chunk_frames", c.first_chunk_frames, between(1, 1024));
   f.required("instruction_tokens", c.instruction_tokens, between(1, 1024));
@@ -27,6 +41,8 @@ EditModelConfig read_edit_model_config(Fields f) {
   f.done();
   check(c.dit.latent_channels == 3 * c.patch * c.patch, f.where("patch"), ": ", c.patch, " makes ",
         3 * c.patch * c.patch, " latent channels, dit.latent_channels is ", c.dit.latent_channels);
+  check(c.prediction != "colour_residual" || c.patch >= 2, f.where("patch"),
+        ": colour_residual needs patches of 2 or more");
   return c;
 }
 
@@ -94,7 +110,7 @@ Tensor EditModel::velocity(const Tensor& x, const Tensor& source, const Tensor& 
   if (config_.prediction == "velocity") return u;
   const Tensor level =
       maximum(sigma, full(Shape{}, kLowestLevel, DType::f32, device())).reshape({-1, 1, 1, 1, 1});
-  return (x - source - u) / level;
+  return (x - colour_residual(source, u)) / level;
 }
 
 StreamState EditModel::remember(const Tensor& x0, const Tensor& source, const TextContext& context,

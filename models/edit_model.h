@@ -12,9 +12,11 @@ namespace rivulet {
 struct EditModelConfig {
   std::string name;
   DitConfig dit;
-  // What the network's output u means. "velocity": v = u, as in the release. "residual": the clean target is
-  // predicted as x0 = source + u, so v = (x - source - u) / sigma, and an untrained network copies its
-  // source.
+  // What the network's output u means. "velocity": v = u, as in the release. "colour_residual": the clean
+  // target is predicted and v = (x - x0) / sigma. Per latent pixel, x0 = source + G source + u, where the 3x3
+  // matrix G mixes the three colours of every frequency alike; it is read from the last nine channels of u
+  // (the highest frequencies, whose own residual is 0). A tone change is then one small matrix instead of a
+  // residual of full rank, and an untrained network copies its source.
   std::string prediction = "velocity";
   int64_t patch = 8;               // PatchCodec
   int64_t first_chunk_frames = 3;  // of a stream; later chunks have dit.chunk_frames

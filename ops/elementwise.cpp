@@ -104,7 +104,8 @@ Tensor cos(const Tensor& x) { return unary("cos", UnaryOp::cos, x); }
 
 Tensor where(const Tensor& mask, const Tensor& a, const Tensor& b) {
   check(mask.dtype() == DType::u8, "where: the mask is ", mask.dtype(), ", not u8");
-  if (needs_f32({a, b})) return through_f32({a, b}, [&](const Tensors& t) { return where(mask, t[0], t[1]); });
+  if (needs_f32({a, b}))
+    return through_f32({a, b}, [&](const Tensors& t) { return where(mask, t[0], t[1]); });
   check_same_type("where", {a, b});
   Tensor y(broadcast_shapes(broadcast_shapes(a.shape(), b.shape(), "where"), mask.shape(), "where"),
            a.dtype(), a.device());

@@ -1,8 +1,8 @@
 // Arithmetic one element at a time, with NumPy broadcasting. Every function takes f64, f32, bf16 or f16
 // (two operands of one dtype, but halves mix with f32) and strided views; the result is dense and has the
-// dtype of the first operand. f32 exp, log and tanh are within 2 ulp, sigmoid,
-// silu and softplus within 3; pow, sin and cos are the C library's. Saved for the gradient: the operands, or the result where the slope is a function
-// of it (exp, sqrt, rsqrt, sigmoid, tanh); add and sub save nothing.
+// dtype of the first operand. On the CPU, f32 exp, log and tanh are within 2 ulp, sigmoid, silu and softplus
+// within 3; pow, sin and cos are the C library's. Saved for the gradient: the operands, or the result where
+// the slope is a function of it (exp, sqrt, rsqrt, sigmoid, tanh); add and sub save nothing.
 #pragma once
 
 #include "ops/case.h"

@@ -21,7 +21,7 @@ EditModelConfig tiny_config() {
   c.dit.softmax_blocks = {1};
   c.dit.latent_channels = 48;
   c.dit.caption_channels = 16;
-  c.prediction = "residual";
+  c.prediction = "colour_residual";
   c.patch = 4;
   c.instruction_tokens = 5;
   c.vocabulary = Vocabulary({"blue", "make", "night", "red"});

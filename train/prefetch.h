@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tensor/error.h"
+#include "tensor/parallel.h"
 
 namespace rivulet {
 
@@ -55,6 +56,7 @@ class Prefetch {
   };
 
   void work() {
+    set_threads(1);  // the workers are the parallelism; a team of threads under each would fight for the cores
     std::unique_lock lock(mutex_);
     while (true) {
       changed_.wait(lock, [&] { return stop_ || started_ < next_ + ahead_; });
