@@ -140,15 +140,19 @@ TEST_CASE("y4m: a round trip at any size keeps everything but rounding") {
 TEST_CASE("y4m: every subsampling and odd sizes agree with ffmpeg's own conversion") {
   NEEDS_FFMPEG();
   const TempDir dir;
+  const std::string picture =
+      "nullsrc=size=63x35:rate=5:duration=1,format=yuv444p,"
+      "geq=lum='128+80*sin(X/7+N)':cb='128+60*sin((X+Y)/9)':cr='128+60*cos(Y/8-N)',format=";
   for (const std::string format : {"yuv420p", "yuv422p", "yuv444p", "gray"}) {
     CAPTURE(format);
-    ffmpeg({"-f", "lavfi", "-i", "gradients=size=63x35:rate=5:duration=1:seed=3:speed=0.1,format=" + format,
-            dir / "a.y4m"});
+    ffmpeg({"-f", "lavfi", "-i", picture + format, dir / "a.y4m"});
     ffmpeg({"-i", dir / "a.y4m", "-vf", "scale=flags=bicubic+accurate_rnd+full_chroma_int", dir / "f%d.png"});
     const Tensor ours = read_clip(dir / "a.y4m");
     REQUIRE(ours.dim(0) == 5);
+    // ffmpeg interpolates chroma by cubics, we linearly; the nearest sample instead gives 36 dB.
+    const double least = format == "yuv420p" || format == "yuv422p" ? 42 : 50;
     for (int i = 0; i < 5; ++i)
-      CHECK(psnr(ours.select(0, i), read_image(dir / ("f" + std::to_string(i + 1) + ".png"))) > 38);
+      CHECK(psnr(ours.select(0, i), read_image(dir / ("f" + std::to_string(i + 1) + ".png"))) > least);
   }
 }
 
