@@ -29,7 +29,6 @@ struct Format {
   FrameSize size;
   Rational fps, aspect{1, 1};
   int64_t chroma_x = 2, chroma_y = 2;  // subsampling; 0 for mono
-  bool chroma_left = false;            // sits on the left pixel of its pair rather than between the two
   bool full_range = false;
 
   FrameSize chroma() const {
@@ -55,7 +54,6 @@ Rational ratio(const std::string& field, const std::string& name) {
 }
 
 void set_colour(Format& f, const std::string& c, const std::string& name) {
-  f.chroma_left = c == "C420mpeg2" || c == "C420paldv" || c == "C422";
   if (c == "C422") return void(f.chroma_y = 1);
   if (c == "C420" || c == "C420jpeg" || c == "C420mpeg2" || c == "C420paldv") return;
   if (c == "C444") return void(f.chroma_x = f.chroma_y = 1);
@@ -96,26 +94,27 @@ struct Tap {
   float weight;  // of the second
 };
 
-std::vector<Tap> chroma_taps(int64_t pixels, int64_t samples, int64_t step, bool left) {
+// `offset` is the place of a sample among its `step` pixels.
+std::vector<Tap> chroma_taps(int64_t pixels, int64_t samples, int64_t step, double offset) {
   std::vector<Tap> taps;
   for (int64_t i = 0; i < pixels && step > 0; ++i) {
-    const double at = left ? double(i) / double(step) : (double(i) + 0.5) / double(step) - 0.5;
-    const double inside = std::clamp(at, 0.0, double(samples - 1));
-    const auto first = int64_t(inside);
-    taps.push_back({first, std::min(first + 1, samples - 1), float(inside - double(first))});
+    const double at = std::clamp((double(i) - offset) / double(step), 0.0, double(samples - 1));
+    const auto first = int64_t(at);
+    taps.push_back({first, std::min(first + 1, samples - 1), float(at - double(first))});
   }
   return taps;
 }
 
-// Chroma is interpolated linearly in both directions.
+// Chroma is interpolated linearly in both directions. It sits on the left pixel of its pair and between two
+// rows (MPEG-2, H.264), whatever variant of 4:2:0 the header names: most programs write that without thought.
 void to_rgb(const Format& f, const uint8_t* planes, uint8_t* rgb) {
   const float scale = f.full_range ? 1.0f : 255.0f / 219.0f;
   const float chroma_scale = f.full_range ? 1.0f : 255.0f / 224.0f;
   const float black = f.full_range ? 0.0f : 16.0f;
   const int64_t w = f.size.width, h = f.size.height, cw = f.chroma().width, ch = f.chroma().height;
   const uint8_t *luma = planes, *cb = planes + w * h, *cr = cb + cw * ch;
-  const std::vector<Tap> across = chroma_taps(w, cw, f.chroma_x, f.chroma_left);
-  const std::vector<Tap> down = chroma_taps(h, ch, f.chroma_y, false);
+  const std::vector<Tap> across = chroma_taps(w, cw, f.chroma_x, 0);
+  const std::vector<Tap> down = chroma_taps(h, ch, f.chroma_y, double(f.chroma_y - 1) / 2);
   parallel_for(h, kRowGrain, [&](int64_t begin, int64_t end) {
     std::vector<float> u(size_t(cw), 0.0f), v(size_t(cw), 0.0f);
     for (int64_t y = begin; y < end; ++y) {

@@ -57,58 +57,91 @@ struct Addend {
   int64_t ld;
 };
 
-// c[rows, cols] = alpha * A panel * B panel + addend. The panels are [depth][R] and [depth][V * lanes];
-// rows <= R and cols <= V * lanes are the part that exists.
-template <class T, int R, int V>
-void micro_kernel(int64_t depth, const T* a, const T* b, T alpha, Addend<T> add, T* c, int64_t ldc,
-                  int64_t rows, int64_t cols) {
+// c[rows, cols] = alpha * A tile * B panel + addend. B is a panel [depth][V * lanes]; A either a panel
+// [depth][R], or in its place: R rows, lda apart. rows <= R and cols <= V * lanes are the part that exists.
+template <class T>
+struct Tile {
+  int64_t depth;
+  const T* a;
+  int64_t lda;
+  const T* b;
+  T alpha;
+  Addend<T> add;
+  T* c;
+  int64_t ldc, rows, cols;
+};
+
+// acc[r][v] += A[r][p] * B[p][v] over all p.
+template <class T, int R, int V, bool packed_a>
+void accumulate(int64_t depth, const T* a, int64_t lda, const T* b, Vector<T> (&acc)[R][V]) {
   constexpr int L = kLanes<T>;
-  Vector<T> acc[R][V] = {};
-  for (int64_t p = 0; p < depth; ++p, a += R, b += V * L) {
+  // A pointer to every third row: the two between are reached by index, so all fit the registers.
+  constexpr int kStep = 3;
+  const T* row[(R + kStep - 1) / kStep];
+#pragma GCC unroll 5
+  for (int i = 0; i < (R + kStep - 1) / kStep; ++i) row[i] = a + i * kStep * lda;
+  for (int64_t p = 0; p < depth; ++p, b += V * L) {
     Vector<T> bv[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) bv[v] = load(b + v * L);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
+      const T x = packed_a ? a[p * R + r] : row[r / kStep][r % kStep * lda + p];
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) acc[r][v] += a[r] * bv[v];
+      for (int v = 0; v < V; ++v) acc[r][v] += x * bv[v];
     }
   }
-  if (rows == R && cols == V * L) {
+}
+
+// The tile comes by reference: as many arguments by value would go through memory in pieces whose re-reading
+// waits for the stores of the tile before.
+template <class T, int R, int V, bool packed_a>
+void micro_kernel(const Tile<T>& t) {
+  constexpr int L = kLanes<T>;
+  Vector<T> acc[R][V] = {};
+  accumulate<T, R, V, packed_a>(t.depth, t.a, t.lda, t.b, acc);
+  const T alpha = t.alpha, beta = t.add.beta;
+  if (t.rows == R && t.cols == V * L) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
         Vector<T> out = alpha * acc[r][v];
-        if (add.beta != T(0)) out += add.beta * load(add.d + r * add.ld + v * L);
-        store(c + r * ldc + v * L, out);
+        if (beta != T(0)) out += beta * load(t.add.d + r * t.add.ld + v * L);
+        store(t.c + r * t.ldc + v * L, out);
       }
     }
     return;
   }
   T tile[R][V * L];
   std::memcpy(tile, acc, sizeof(tile));
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t j = 0; j < cols; ++j) {
+  for (int64_t r = 0; r < t.rows; ++r) {
+    for (int64_t j = 0; j < t.cols; ++j) {
       T out = alpha * tile[r][j];
-      if (add.beta != T(0)) out += add.beta * add.d[r * add.ld + j];
-      c[r * ldc + j] = out;
+      if (beta != T(0)) out += beta * t.add.d[r * t.add.ld + j];
+      t.c[r * t.ldc + j] = out;
     }
   }
 }
 
 template <class T>
-using MicroKernel = void (*)(int64_t, const T*, const T*, T, Addend<T>, T*, int64_t, int64_t, int64_t);
+using MicroKernel = void (*)(const Tile<T>&);
 
-// Kernels for 2, 4, ... kRowTile rows by one or two vectors, so that edges do not pay for a full tile.
+// Kernels for panels of 2, 4, ... kRowTile rows by one or two vectors, so that edges do not pay for a full
+// tile.
 template <class T>
 MicroKernel<T> kernel_for(int64_t panel_rows, int64_t panel_cols) {
   static constexpr auto table = []<int... I>(std::integer_sequence<int, I...>) {
     return std::array<std::array<MicroKernel<T>, 2>, sizeof...(I)>{
-        {{micro_kernel<T, 2 * (I + 1), 1>, micro_kernel<T, 2 * (I + 1), 2>}...}};
+        {{micro_kernel<T, 2 * (I + 1), 1, true>, micro_kernel<T, 2 * (I + 1), 2, true>}...}};
   }
   (std::make_integer_sequence<int, kRowTile / 2>{});
   return table[panel_rows / 2 - 1][panel_cols / kLanes<T> - 1];
+}
+// kRowTile rows of A that were not packed.
+template <class T>
+MicroKernel<T> kernel_in_place(int64_t panel_cols) {
+  return panel_cols > kLanes<T> ? micro_kernel<T, kRowTile, 2, false> : micro_kernel<T, kRowTile, 1, false>;
 }
 
 // Height of the panel that holds `rows` rows, and width of the one that holds `cols` columns.
@@ -194,26 +227,44 @@ std::unique_ptr<T[], decltype(&std::free)> scratch(int64_t elements) {
   return {p, &std::free};
 }
 
+// Whether the kernel may read whole row tiles of A where they are. Rows a multiple of 4 KiB apart would
+// share the few places that a cache has for such addresses.
+template <class T>
+bool reads_in_place(const Problem<T>& x) {
+  return !x.trans_a && x.lda * int64_t(sizeof(T)) % 4096 != 0;
+}
+
 // Rows [i0, i0 + m) by columns [j0, j0 + n) of C. packed_b holds columns from j0 on: for each slab of k all
-// its panels, `b_slab` elements to the next slab. A is packed here, so it stays in this core's cache.
+// its panels, `b_slab` elements to the next slab. What of A needs packing is packed here, so it stays in this
+// core's cache.
 template <class T>
 void multiply_block(const Problem<T>& x, int64_t i0, int64_t m, int64_t j0, int64_t n, int64_t step_k,
                     const T* packed_b, int64_t b_slab, Addend<T> add, T* packed_a) {
+  const int64_t whole = reads_in_place(x) ? m / kRowTile * kRowTile : 0;
   for (int64_t p = 0; p < std::max<int64_t>(x.k, 1); p += step_k, packed_b += b_slab) {
     const int64_t depth = std::min(step_k, x.k - p);
     const Addend<T> here = p == 0 ? add : Addend<T>{1, x.c, x.ldc};
-    for (int64_t i = 0; i < m; i += kRowTile) {
+    for (int64_t i = whole; i < m; i += kRowTile) {
       const int64_t rows = std::min<int64_t>(kRowTile, m - i);
       pack_panel(x.a_at(i0 + i, p), x.lda, !x.trans_a, rows, panel_height(rows), depth,
                  packed_a + i * step_k);
     }
     for (int64_t j = 0; j < n; j += kColTile<T>) {
+      const int64_t cols = std::min<int64_t>(kColTile<T>, n - j), width = panel_width<T>(cols);
       for (int64_t i = 0; i < m; i += kRowTile) {
-        const int64_t rows = std::min<int64_t>(kRowTile, m - i), cols = std::min<int64_t>(kColTile<T>, n - j);
-        const Addend<T> tile{here.beta, here.d + (i0 + i) * here.ld + j0 + j, here.ld};
-        kernel_for<T>(panel_height(rows), panel_width<T>(cols))(
-            depth, packed_a + i * step_k, packed_b + j * step_k, x.alpha, tile,
-            x.c + (i0 + i) * x.ldc + j0 + j, x.ldc, rows, cols);
+        const int64_t rows = std::min<int64_t>(kRowTile, m - i);
+        const bool in_place = i < whole;
+        const auto kernel = in_place ? kernel_in_place<T>(width) : kernel_for<T>(panel_height(rows), width);
+        kernel({depth,
+                in_place ? x.a_at(i0 + i, p) : packed_a + i * step_k,
+                x.lda,
+                packed_b + j * step_k,
+                x.alpha,
+                {here.beta, here.d + (i0 + i) * here.ld + j0 + j, here.ld},
+                x.c + (i0 + i) * x.ldc + j0 + j,
+                x.ldc,
+                rows,
+                cols});
       }
     }
   }

@@ -33,9 +33,10 @@ class Storage {
   std::function<void()> release_;
 };
 
-// Heap bytes held by CPU tensors now and at most so far in this process (arenas count as held whole).
+// Heap bytes held by CPU tensors now and at most so far in this process (arenas count as held whole), and
+// bytes of freed blocks kept for the next tensors of their size: at most 128 MiB.
 struct MemoryUse {
-  int64_t now = 0, peak = 0;
+  int64_t now = 0, peak = 0, spare = 0;
 };
 MemoryUse cpu_memory();
 

@@ -18,7 +18,7 @@ inline void save_small_model(const std::string& dir) {
   c.dit.softmax_blocks = {1};
   c.dit.latent_channels = 192;
   c.dit.caption_channels = 16;
-  c.prediction = "residual";
+  c.prediction = "colour_residual";
   c.instruction_tokens = 5;
   c.vocabulary = Vocabulary({"it", "make", "night"});
   EditModel model(c);

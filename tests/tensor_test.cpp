@@ -312,6 +312,25 @@ TEST_CASE("memory is accounted while tensors live, views included") {
   CHECK(cpu_memory().peak >= before + 8000 + (1 << 20));
 }
 
+TEST_CASE("a freed block serves the next tensor of its size; what is kept is bounded and told") {
+  const int64_t before = cpu_memory().now;
+  void* address = Tensor({1000, 1000}).raw();
+  CHECK(cpu_memory().now == before);
+  const int64_t spare = cpu_memory().spare;
+  CHECK(spare >= 4'000'000);
+  {
+    const Tensor again({999, 1001});
+    CHECK(again.raw() == address);
+    CHECK(cpu_memory().spare <= spare - 4'000'000);
+  }
+  CHECK(cpu_memory().spare == spare);
+  Tensors many;
+  for (int i = 0; i < 40; ++i) many.emplace_back(Shape{1 << 20});
+  many.clear();
+  CHECK(cpu_memory().now == before);
+  CHECK(cpu_memory().spare <= 128 << 20);
+}
+
 TEST_CASE("an arena gives a repeated step the same addresses") {
   Arena arena(1 << 16);
   std::vector<void*> first, second;
