@@ -14,9 +14,9 @@ namespace rivulet {
 namespace cpu {
 namespace {
 
-// A tile of scores stays in the second-level cache; a chunk of keys is the unit of work of the backward
-// pass, which keeps one partial dq per chunk.
-constexpr int64_t kQueryTile = 128, kKeyTile = 512, kKeyChunk = 1024;
+// A tile of scores stays in the second-level cache, and its rows fill the row tiles of gemm (14 or 6). A
+// chunk of keys is the unit of work of the backward pass, which keeps one partial dq per chunk.
+constexpr int64_t kQueryTile = 252, kKeyTile = 256, kKeyChunk = 1024;
 
 template <class T>
 struct Rows {
