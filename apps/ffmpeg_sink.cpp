@@ -18,6 +18,7 @@ class FfmpegSink : public FrameSink {
   FfmpegSink(const std::string& path, const VideoInfo& info)
       : path_(path), temporary_(partial_path(path)), whole_(partial_path(temporary_)), info_(info) {
     check_writable(temporary_, path);
+    fs::remove(temporary_);  // ffmpeg makes it, if it can be started
     const std::string size = std::to_string(info.size.width) + "x" + std::to_string(info.size.height);
     const std::string rate = std::to_string(info.fps.num) + "/" + std::to_string(info.fps.den);
     // A key frame, and so a fragment, about every second.
@@ -35,7 +36,7 @@ class FfmpegSink : public FrameSink {
                              "-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-g", group,
                              "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
                              "-color_range", "tv",
-                             "-movflags", "+frag_keyframe+empty_moov+default_base_moof", "-f", "mp4",
+                             "-movflags", "+frag_keyframe+empty_moov+default_base_moof", "-flush_packets", "1", "-f", "mp4",
                              "file:" + temporary_},
                             Pipes::input);
     // clang-format on
@@ -52,7 +53,10 @@ class FfmpegSink : public FrameSink {
     check_frames_of(frames, info_.size, path_);
     check(encoder_ != nullptr, path_, ": already closed");
     const Tensor dense = frames.contiguous();
-    if (!encoder_->write(dense.raw(), dense.bytes())) close_encoder();
+    if (!encoder_->write(dense.raw(), dense.bytes())) {
+      close_encoder();
+      fail(path_, ": ffmpeg stopped taking frames");
+    }
     count_ += dense.dim(0);
   }
 

@@ -1,7 +1,9 @@
 // rivulet: the command line. Exit codes: 0 done, 1 a check failed, 2 bad input or a failure, 130 interrupted.
 #include <signal.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <iostream>
@@ -163,10 +165,20 @@ int run(int argc, char** argv) {
   return chosen();
 }
 
+// OpenMP's threads spin while they wait, which takes the cores from ffmpeg and from whatever else runs: an
+// edit on a busy machine becomes ten times slower. The runtime reads its settings before main, so the program
+// starts itself again with a short spin; when that fails it goes on as it is.
+void wait_without_spinning(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
+  ::setenv("GOMP_SPINCOUNT", "2000", 1);
+  ::execv("/proc/self/exe", argv);
+}
+
 }  // namespace
 }  // namespace rivulet
 
 int main(int argc, char** argv) {
+  rivulet::wait_without_spinning(argv);
   // A reader that goes away is an error of that write, not the end of the program.
   ::signal(SIGPIPE, SIG_IGN);
   try {

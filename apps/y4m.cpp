@@ -54,9 +54,8 @@ Rational ratio(const std::string& field, const std::string& name) {
 }
 
 void set_colour(Format& f, const std::string& c, const std::string& name) {
-  // The 4:2:0 variants differ in where chroma sits by half a pixel, which is not worth telling apart.
-  if (c == "C420" || c == "C420jpeg" || c == "C420mpeg2" || c == "C420paldv") return;
   if (c == "C422") return void(f.chroma_y = 1);
+  if (c == "C420" || c == "C420jpeg" || c == "C420mpeg2" || c == "C420paldv") return;
   if (c == "C444") return void(f.chroma_x = f.chroma_y = 1);
   if (c == "Cmono") return void(f.chroma_x = f.chroma_y = 0);
   fail(name, ": y4m format ", c, " is not supported (8-bit 420, 422, 444 and mono are)");
@@ -89,26 +88,56 @@ Format parse_header(const std::string& line, const std::string& name) {
   return f;
 }
 
+// Where pixel i of a row or column lies among the chroma samples: between two neighbours.
+struct Tap {
+  int64_t first, second;
+  float weight;  // of the second
+};
+
+// `offset` is the place of a sample among its `step` pixels.
+std::vector<Tap> chroma_taps(int64_t pixels, int64_t samples, int64_t step, double offset) {
+  std::vector<Tap> taps;
+  for (int64_t i = 0; i < pixels && step > 0; ++i) {
+    const double at = std::clamp((double(i) - offset) / double(step), 0.0, double(samples - 1));
+    const auto first = int64_t(at);
+    taps.push_back({first, std::min(first + 1, samples - 1), float(at - double(first))});
+  }
+  return taps;
+}
+
+// Chroma is interpolated linearly in both directions. It sits on the left pixel of its pair and between two
+// rows (MPEG-2, H.264), whatever variant of 4:2:0 the header names: most programs write that without thought.
 void to_rgb(const Format& f, const uint8_t* planes, uint8_t* rgb) {
-  const float scale = f.full_range ? 1.0f : 255.0f / 219.0f,
-              chroma_scale = f.full_range ? 1.0f : 255.0f / 224.0f;
+  const float scale = f.full_range ? 1.0f : 255.0f / 219.0f;
+  const float chroma_scale = f.full_range ? 1.0f : 255.0f / 224.0f;
   const float black = f.full_range ? 0.0f : 16.0f;
-  const int64_t w = f.size.width, h = f.size.height, cw = f.chroma().width;
-  const uint8_t *luma = planes, *cb = planes + w * h, *cr = cb + cw * f.chroma().height;
+  const int64_t w = f.size.width, h = f.size.height, cw = f.chroma().width, ch = f.chroma().height;
+  const uint8_t *luma = planes, *cb = planes + w * h, *cr = cb + cw * ch;
+  const std::vector<Tap> across = chroma_taps(w, cw, f.chroma_x, 0);
+  const std::vector<Tap> down = chroma_taps(h, ch, f.chroma_y, double(f.chroma_y - 1) / 2);
   parallel_for(h, kRowGrain, [&](int64_t begin, int64_t end) {
+    std::vector<float> u(size_t(cw), 0.0f), v(size_t(cw), 0.0f);
     for (int64_t y = begin; y < end; ++y) {
+      for (int64_t c = 0; c < cw; ++c) {
+        const Tap& t = down[size_t(y)];
+        const auto blend = [&](const uint8_t* plane) {
+          const float a = plane[t.first * cw + c], b = plane[t.second * cw + c];
+          return (a + t.weight * (b - a) - 128) * chroma_scale;
+        };
+        u[size_t(c)] = blend(cb), v[size_t(c)] = blend(cr);
+      }
       for (int64_t x = 0; x < w; ++x) {
         const float l = (float(luma[y * w + x]) - black) * scale;
-        float u = 0, v = 0;
-        if (f.chroma_x > 0) {
-          const int64_t c = y / f.chroma_y * cw + x / f.chroma_x;
-          u = (float(cb[c]) - 128) * chroma_scale;
-          v = (float(cr[c]) - 128) * chroma_scale;
+        float uu = 0, vv = 0;
+        if (cw > 0) {
+          const Tap& t = across[size_t(x)];
+          uu = u[size_t(t.first)] + t.weight * (u[size_t(t.second)] - u[size_t(t.first)]);
+          vv = v[size_t(t.first)] + t.weight * (v[size_t(t.second)] - v[size_t(t.first)]);
         }
         uint8_t* p = rgb + (y * w + x) * 3;
-        p[0] = to_byte(l + 1.402f * v);
-        p[1] = to_byte(l - 0.344136f * u - 0.714136f * v);
-        p[2] = to_byte(l + 1.772f * u);
+        p[0] = to_byte(l + 1.402f * vv);
+        p[1] = to_byte(l - 0.344136f * uu - 0.714136f * vv);
+        p[2] = to_byte(l + 1.772f * uu);
       }
     }
   });

@@ -15,7 +15,7 @@ namespace {
 void lt_check(cublasStatus_t status, const char* what,
               std::source_location where = std::source_location::current()) {
   if (status != CUBLAS_STATUS_SUCCESS)
-    fail("cublasLt: ", what, ": ", cublasGetStatusString(status), " at ", where.file_name(), ":",
+    fail("cublasLt: ", what, ": ", cublasLtGetStatusString(status), " at ", where.file_name(), ":",
          where.line());
 }
 

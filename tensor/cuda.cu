@@ -14,6 +14,9 @@ void cuda_check(cudaError_t error, std::source_location where) {
 namespace cuda {
 namespace {
 
+// Stands for all kernels: a device that has no code for it has none for the others.
+__global__ void probe() {}
+
 // Accounting only; no behaviour depends on these.
 std::atomic<int64_t> bytes_now{0}, bytes_peak{0};
 
@@ -47,8 +50,10 @@ cudaStream_t stream() { return context().stream; }
 
 bool available() {
   int count = 0;
-  const bool ok = cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
-  cudaGetLastError();  // "no device" is an answer here
+  cudaFuncAttributes attributes;
+  const bool ok = cudaGetDeviceCount(&count) == cudaSuccess && count > 0 &&
+                  cudaFuncGetAttributes(&attributes, probe) == cudaSuccess;
+  cudaGetLastError();  // "no device" and "no code for this device" are answers here
   return ok;
 }
 
