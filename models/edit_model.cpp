@@ -106,7 +106,8 @@ Prompt EditModel::prompt(const std::string& instruction) const {
 Tensor EditModel::velocity(const Tensor& x, const Tensor& source, const Tensor& sigma, const Tensor& t,
                            const TextContext& context, const StreamState* past, StreamState* next) const {
   const Tensor told = t.defined() ? t : sigma * 1000.0;
-  const Tensor u = dit(cat({x, source}, 1), told, context, past, next);
+  // The network's own order of channels is by token; turned once, it is not gathered by every op below.
+  const Tensor u = dit(cat({x, source}, 1), told, context, past, next).contiguous();
   if (config_.prediction == "velocity") return u;
   const Tensor level =
       maximum(sigma, full(Shape{}, kLowestLevel, DType::f32, device())).reshape({-1, 1, 1, 1, 1});

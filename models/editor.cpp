@@ -112,7 +112,8 @@ Tensor Editor::step(const Tensor& frames, const Prompt& prompt, EditState& state
         "edit: frames of ", frames.dtype(), " ", frames.shape(), ", the next chunk takes u8 [",
         next_chunk_frames(state), ", H, W, 3]");
   const Device device = model_.device();
-  const Tensor source = model_.codec().encode(frames).to(device);
+  // Dense, since every step reads it several times.
+  const Tensor source = model_.codec().encode(frames).to(device).contiguous();
   check_fits(state.stream, model_.config().dit, source.dim(3) * source.dim(4));
   const Tensor noise = randn(source.shape(), state.noise, DType::f32, device);
   const auto velocity = [&](const Tensor& x, double t, double sigma) {

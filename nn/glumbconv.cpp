@@ -2,7 +2,6 @@
 
 #include "ops/depthwise_conv.h"
 #include "ops/elementwise.h"
-#include "ops/glu.h"
 #include "ops/temporal_conv.h"
 
 namespace rivulet {
@@ -15,9 +14,10 @@ GluMbConv::GluMbConv(int64_t width, int64_t hidden, Device device)
 
 Tensor GluMbConv::operator()(const Tensor& u, const Grid& grid, const Tensor& left, Tensor* tail) const {
   const int64_t B = u.dim(0), T = u.dim(1), S = u.dim(2);
-  const Tensor wide = silu(inverted_conv.conv(u)).reshape({B * T, grid.H, grid.W, -1});
-  const Tensor mixed = depthwise_conv3x3(wide, depth_conv.conv.weight, depth_conv.conv.bias);
-  const Tensor r = point_conv.conv(glu_silu(mixed)).reshape({B, T, S, -1});
+  const Linear& up = inverted_conv.conv;
+  const Tensor wide = linear_silu(u, up.matrix(), up.bias).reshape({B * T, grid.H, grid.W, -1});
+  const Tensor gated = depthwise_glu(wide, depth_conv.conv.weight, depth_conv.conv.bias);
+  const Tensor r = point_conv.conv(gated).reshape({B, T, S, -1});
   if (tail) *tail = r.detach().select(1, T - 1).clone();
   return r + temporal_conv3(r, t_conv.weight, left);
 }

@@ -30,7 +30,7 @@
   X(pow_scalar) X(clamp) X(sigmoid) X(silu) X(relu) X(gelu_tanh) X(softplus) X(tanh)       \
   X(sin) X(cos)                                                                            \
   X(sum) X(mean) X(max) X(softmax) X(logsumexp)                                            \
-  X(matmul) X(linear)                                                                      \
+  X(matmul) X(linear) X(linear_silu)                                                       \
   X(rms_norm) X(layer_norm)                                                                \
   X(modulate) X(layer_norm_modulate) X(gate_residual)                                      \
   X(embedding)                                                                             \
@@ -41,7 +41,7 @@
   X(gdn)                                                                                   \
   X(glu_silu)                                                                              \
   X(conv2d) X(conv3d)                                                                      \
-  X(depthwise_conv3x3)                                                                     \
+  X(depthwise_conv3x3) X(depthwise_glu)                                                    \
   X(temporal_conv3)                                                                        \
   X(resize) X(crop) X(rgb_to_ycbcr) X(ycbcr_to_rgb) X(rgb_to_hsv) X(hsv_to_rgb)            \
   X(u8_to_unit) X(unit_to_u8)

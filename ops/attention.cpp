@@ -14,9 +14,9 @@ namespace rivulet {
 namespace cpu {
 namespace {
 
-// A tile of scores stays in the second-level cache; a chunk of keys is the unit of work of the backward
-// pass, which keeps one partial dq per chunk.
-constexpr int64_t kQueryTile = 128, kKeyTile = 512, kKeyChunk = 1024;
+// A tile of scores stays in the second-level cache, and its rows fill the row tiles of gemm (14 or 6). A
+// chunk of keys is the unit of work of the backward pass, which keeps one partial dq per chunk.
+constexpr int64_t kQueryTile = 252, kKeyTile = 256, kKeyChunk = 1024;
 
 template <class T>
 struct Rows {
@@ -68,7 +68,10 @@ T largest(const T* s, int64_t n) {
   for (; j + kLanes <= n; j += kLanes)
     for (int64_t l = 0; l < kLanes; ++l) top[l] = s[j + l] > top[l] ? s[j + l] : top[l];
   for (; j < n; ++j) top[0] = s[j] > top[0] ? s[j] : top[0];
-  return *std::max_element(top, top + kLanes);
+#pragma GCC unroll 5
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t l = 0; l < half; ++l) top[l] = top[l + half] > top[l] ? top[l + half] : top[l];
+  return top[0];
 }
 
 // Turns a row of scores into weights relative to the largest score so far. Returns the factor by which
@@ -77,13 +80,25 @@ template <class T>
 T softmax_row(T* s, int64_t nk, T& row_max, T& row_sum) {
   const T top = std::max(row_max, largest(s, nk));
   const T base = top == -std::numeric_limits<T>::infinity() ? T(0) : top;
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < nk; ++j) {
-    const T p = fast_exp2(s[j] - base);
-    s[j] = p;
-    sum += p;
+  constexpr int64_t kLanes = 32;
+  T sums[kLanes] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= nk; j += kLanes) {
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const T p = fast_exp2(s[j + l] - base);
+      s[j + l] = p;
+      sums[l] += p;
+    }
   }
+  for (; j < nk; ++j) {
+    s[j] = fast_exp2(s[j] - base);
+    sums[0] += s[j];
+  }
+#pragma GCC unroll 5
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t l = 0; l < half; ++l) sums[l] += sums[l + half];
+  const T sum = sums[0];
   const T shrink = fast_exp2(row_max - base);
   row_max = top;
   row_sum = row_sum * shrink + sum;

@@ -1,6 +1,9 @@
 #include "ops/depthwise_conv.h"
 
+#include "ops/fast_math.h"
+#include "ops/glu.h"
 #include "ops/half.h"
+#include "ops/rows.h"
 #include "tensor/parallel.h"
 
 namespace rivulet {
@@ -19,7 +22,39 @@ void neighbours(const T* image, int64_t height, int64_t width, int64_t c, int64_
     }
 }
 
+// The c channels of one pixel from those of its nine neighbours.
+template <class T>
+void convolve(const T* const* p, const T* const* w, const T* add, int64_t c, T* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < c; ++j)
+    out[j] = add[j] + w[0][j] * p[0][j] + w[1][j] * p[1][j] + w[2][j] * p[2][j] + w[3][j] * p[3][j] +
+             w[4][j] * p[4][j] + w[5][j] * p[5][j] + w[6][j] * p[6][j] + w[7][j] * p[7][j] +
+             w[8][j] * p[8][j];
+}
+
 }  // namespace
+
+void depthwise_glu(const Tensor& x, const Tensor& taps, const Tensor& bias, Tensor& y) {
+  dispatch_real(x.dtype(), "depthwise_glu", [&]<class T>() {
+    const int64_t height = x.dim(1), width = x.dim(2), c = x.dim(3), half = c / 2;
+    const std::vector<T> zero(c, T(0));
+    const T* w[9];
+    for (int u = 0; u < 9; ++u) w[u] = taps.data<T>() + u * c;
+    parallel_for(x.dim(0) * height, 1, [&](int64_t row, int64_t) {
+      const T* image = x.data<T>() + row / height * height * width * c;
+      const auto mixed = scratch<T>(c);
+      for (int64_t i = 0; i < width; ++i) {
+        const T* p[9];
+        neighbours(image, height, width, c, row % height, i, zero.data(), p);
+        convolve(p, w, bias.data<T>(), c, mixed.get());
+        const T *a = mixed.get(), *g = a + half;
+        T* out = y.data<T>() + (row * width + i) * half;
+#pragma omp simd
+        for (int64_t j = 0; j < half; ++j) out[j] = a[j] * g[j] * sigmoid_of(g[j]);
+      }
+    });
+  });
+}
 
 void depthwise_conv3x3(const Tensor& x, const Tensor& taps, const Tensor& bias, bool transposed, Tensor& y) {
   dispatch_real(x.dtype(), "depthwise_conv3x3", [&]<class T>() {
@@ -33,12 +68,7 @@ void depthwise_conv3x3(const Tensor& x, const Tensor& taps, const Tensor& bias, 
       for (int64_t i = 0; i < width; ++i) {
         const T* p[9];
         neighbours(image, height, width, c, row % height, i, zero.data(), p);
-        T* out = y.data<T>() + (row * width + i) * c;
-#pragma omp simd
-        for (int64_t j = 0; j < c; ++j)
-          out[j] = add[j] + w[0][j] * p[0][j] + w[1][j] * p[1][j] + w[2][j] * p[2][j] + w[3][j] * p[3][j] +
-                   w[4][j] * p[4][j] + w[5][j] * p[5][j] + w[6][j] * p[6][j] + w[7][j] * p[7][j] +
-                   w[8][j] * p[8][j];
+        convolve(p, w, add, c, y.data<T>() + (row * width + i) * c);
       }
     });
   });
@@ -70,18 +100,24 @@ void depthwise_conv3x3_tap_grad(const Tensor& dy, const Tensor& x, Tensor& dtaps
 
 }  // namespace cpu
 
-Tensor depthwise_conv3x3(const Tensor& x, const Tensor& w, const Tensor& bias) {
+namespace {
+void check_inputs(const Tensor& x, const Tensor& w, const Tensor& bias) {
   check(x.dims() == 4 && x.numel() > 0, "depthwise_conv3x3: x has shape ", x.shape(),
         ", wanted [B, H, W, C]");
   const int64_t c = x.dim(3);
   check(w.shape() == Shape{c, 1, 3, 3}, "depthwise_conv3x3: w has shape ", w.shape(), ", x ", x.shape());
   check(bias.shape() == Shape{c}, "depthwise_conv3x3: bias has shape ", bias.shape(), ", x ", x.shape());
+  if (!needs_f32({x, w, bias})) check_same_type("depthwise_conv3x3", {x, w, bias});
+}
+}  // namespace
+
+Tensor depthwise_conv3x3(const Tensor& x, const Tensor& w, const Tensor& bias) {
+  check_inputs(x, w, bias);
   if (needs_f32({x, w, bias}))
     return through_f32({x, w, bias}, [](const Tensors& t) { return depthwise_conv3x3(t[0], t[1], t[2]); });
-  check_same_type("depthwise_conv3x3", {x, w, bias});
 
   const Tensor in = x.contiguous(), add = bias.contiguous();
-  const Tensor taps = w.reshape({c, 9}).transpose(0, 1).contiguous();
+  const Tensor taps = w.reshape({x.dim(3), 9}).transpose(0, 1).contiguous();
   Tensor y = empty_like(in);
   ON_DEVICE(x, depthwise_conv3x3(in, taps, add, false, y));
   return record("depthwise_conv3x3", y, {in, taps, add},
@@ -94,6 +130,19 @@ Tensor depthwise_conv3x3(const Tensor& x, const Tensor& w, const Tensor& bias) {
                 });
 }
 
+Tensor depthwise_glu(const Tensor& x, const Tensor& w, const Tensor& bias) {
+  check(x.dims() == 4 && x.dim(3) % 2 == 0, "depthwise_glu: x has shape ", x.shape(),
+        ", wanted [B, H, W, an even number of channels]");
+  if (needs_f32({x, w, bias}))
+    return through_f32({x, w, bias}, [](const Tensors& t) { return depthwise_glu(t[0], t[1], t[2]); });
+  if (x.device() != Device::cpu || will_record({x, w, bias})) return glu_silu(depthwise_conv3x3(x, w, bias));
+  check_inputs(x, w, bias);
+  const Tensor taps = w.detach().reshape({x.dim(3), 9}).transpose(0, 1).contiguous();
+  Tensor y({x.dim(0), x.dim(1), x.dim(2), x.dim(3) / 2}, x.dtype());
+  cpu::depthwise_glu(x.detach().contiguous(), taps, bias.detach().contiguous(), y);
+  return y;
+}
+
 const OpCase& depthwise_conv3x3_case() {
   static const OpCase kCase = {
       .name = "depthwise_conv3x3",
@@ -104,6 +153,20 @@ const OpCase& depthwise_conv3x3_case() {
       .bench = {{{3, 18, 32, 768}, {768, 1, 3, 3}, {768}}, {{3, 22, 40, 13440}, {13440, 1, 3, 3}, {13440}}},
       .bytes = [](const Shapes& s) { return bytes_of(s) + bytes_of({s[0]}); },
       .flops = [](const Shapes& s) { return 18.0 * s[0].numel(); },
+  };
+  return kCase;
+}
+
+const OpCase& depthwise_glu_case() {
+  static const OpCase kCase = {
+      .name = "depthwise_glu",
+      .run = [](const Tensors& in) -> Tensors { return {depthwise_glu(in[0], in[1], in[2])}; },
+      .check = {{{2, 4, 3, 6}, {6, 1, 3, 3}, {6}},
+                {{1, 1, 1, 2}, {2, 1, 3, 3}, {2}},
+                {{1, 5, 1, 8}, {8, 1, 3, 3}, {8}}},
+      .bench = {{{3, 18, 32, 768}, {768, 1, 3, 3}, {768}}},
+      .bytes = [](const Shapes& s) { return bytes_of(s) + bytes_of({s[0]}) / 2; },
+      .flops = [](const Shapes& s) { return 19.5 * s[0].numel(); },
   };
   return kCase;
 }

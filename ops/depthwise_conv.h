@@ -13,6 +13,9 @@ namespace rivulet {
 
 // x [B, H, W, C], w [C, 1, 3, 3], bias [C] -> [B, H, W, C]
 Tensor depthwise_conv3x3(const Tensor& x, const Tensor& w, const Tensor& bias);
+// glu_silu(depthwise_conv3x3(x, w, bias)) -> [B, H, W, C / 2], in one sweep where no gradient is needed;
+// otherwise the two ops.
+Tensor depthwise_glu(const Tensor& x, const Tensor& w, const Tensor& bias);
 
 // taps [9, C]. transposed: each tap reads on the other side, as the gradient of x does. bias may be
 // undefined.
@@ -20,6 +23,11 @@ KERNELS(void depthwise_conv3x3(const Tensor& x, const Tensor& taps, const Tensor
                                Tensor& y);
         void depthwise_conv3x3_tap_grad(const Tensor& dy, const Tensor& x, Tensor& dtaps);)
 
+namespace cpu {
+void depthwise_glu(const Tensor& x, const Tensor& taps, const Tensor& bias, Tensor& y);
+}
+
 const OpCase& depthwise_conv3x3_case();
+const OpCase& depthwise_glu_case();
 
 }  // namespace rivulet

@@ -11,6 +11,7 @@
 #include <new>
 #include <utility>
 
+#include "ops/fast_math.h"
 #include "tensor/parallel.h"
 
 namespace rivulet::cpu {
@@ -210,6 +211,7 @@ struct Problem {
   int64_t lda, ldb;
   T* c;
   int64_t ldc;
+  Activation f;
   bool parallel;
 
   // Address of op(A)[i][p] and op(B)[p][j].
@@ -232,6 +234,13 @@ std::unique_ptr<T[], decltype(&std::free)> scratch(int64_t elements) {
 template <class T>
 bool reads_in_place(const Problem<T>& x) {
   return !x.trans_a && x.lda * int64_t(sizeof(T)) % 4096 != 0;
+}
+
+template <class T>
+void activate(Activation f, T* c, int64_t n) {
+  if (f == Activation::none) return;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) c[j] *= sigmoid_of(c[j]);
 }
 
 // Rows [i0, i0 + m) by columns [j0, j0 + n) of C. packed_b holds columns from j0 on: for each slab of k all
@@ -268,6 +277,7 @@ void multiply_block(const Problem<T>& x, int64_t i0, int64_t m, int64_t j0, int6
       }
     }
   }
+  for (int64_t i = i0; i < i0 + m; ++i) activate(x.f, x.c + i * x.ldc + j0, n);
 }
 
 // Columns [j0, j0 + n) of C: packs that part of B once for everybody, then shares out blocks of C.
@@ -328,6 +338,7 @@ void multiply_few_rows(const Problem<T>& x, Addend<T> add) {
       for (int64_t i = 0; i < x.m; ++i) {
         T out = x.alpha * dot(x.a + i * x.lda, x.b + j * x.ldb, x.k);
         if (add.beta != T(0)) out += add.beta * add.d[i * add.ld + j];
+        activate(x.f, &out, 1);
         x.c[i * x.ldc + j] = out;
       }
     }
@@ -354,13 +365,14 @@ void multiply(Problem<T> x, Addend<T> add) {
 template <class T>
 void gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t lda,
           const T* b, int64_t ldb, T beta, T* c, int64_t ldc, bool parallel) {
-  multiply<T>({trans_a, trans_b, m, n, k, alpha, a, b, lda, ldb, c, ldc, parallel}, {beta, c, ldc});
+  multiply<T>({trans_a, trans_b, m, n, k, alpha, a, b, lda, ldb, c, ldc, Activation::none, parallel},
+              {beta, c, ldc});
 }
 
 template <class T>
 void gemm_bias(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t lda,
-               const T* b, int64_t ldb, const T* bias, T* c, int64_t ldc, bool parallel) {
-  multiply<T>({trans_a, trans_b, m, n, k, alpha, a, b, lda, ldb, c, ldc, parallel},
+               const T* b, int64_t ldb, const T* bias, T* c, int64_t ldc, Activation f, bool parallel) {
+  multiply<T>({trans_a, trans_b, m, n, k, alpha, a, b, lda, ldb, c, ldc, f, parallel},
               bias ? Addend<T>{1, bias, 0} : Addend<T>{0, c, ldc});
 }
 
@@ -369,8 +381,8 @@ template void gemm<float>(bool, bool, int64_t, int64_t, int64_t, float, const fl
 template void gemm<double>(bool, bool, int64_t, int64_t, int64_t, double, const double*, int64_t,
                            const double*, int64_t, double, double*, int64_t, bool);
 template void gemm_bias<float>(bool, bool, int64_t, int64_t, int64_t, float, const float*, int64_t,
-                               const float*, int64_t, const float*, float*, int64_t, bool);
+                               const float*, int64_t, const float*, float*, int64_t, Activation, bool);
 template void gemm_bias<double>(bool, bool, int64_t, int64_t, int64_t, double, const double*, int64_t,
-                                const double*, int64_t, const double*, double*, int64_t, bool);
+                                const double*, int64_t, const double*, double*, int64_t, Activation, bool);
 
 }  // namespace rivulet::cpu

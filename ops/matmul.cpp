@@ -1,5 +1,6 @@
 #include "ops/matmul.h"
 
+#include "ops/elementwise.h"
 #include "ops/gemm.h"
 #include "ops/half.h"
 #include "tensor/autograd.h"
@@ -57,13 +58,22 @@ void matmul(const Tensor& a_any, const Tensor& b_any, Tensor& y) {
   });
 }
 
-void linear(const Tensor& x_any, const Tensor& w_any, const Tensor& bias, Tensor& y) {
+namespace {
+void activated_linear(const Tensor& x_any, const Tensor& w_any, const Tensor& bias, Activation f, Tensor& y) {
   const Tensor x = readable(x_any), w = readable(w_any);
   const Layout lx = layout_of(x), lw = layout_of(w);
   dispatch_real(y.dtype(), "linear", [&]<class T>() {
     gemm_bias<T>(lx.transposed, !lw.transposed, y.dim(0), y.dim(1), x.dim(1), T(1), x.data<T>(), lx.ld,
-                 w.data<T>(), lw.ld, bias ? bias.data<T>() : nullptr, y.data<T>(), y.dim(1));
+                 w.data<T>(), lw.ld, bias ? bias.data<T>() : nullptr, y.data<T>(), y.dim(1), f);
   });
+}
+}  // namespace
+
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y) {
+  activated_linear(x, w, bias, Activation::none, y);
+}
+void linear_silu(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y) {
+  activated_linear(x, w, bias, Activation::silu, y);
 }
 
 }  // namespace cpu
@@ -117,14 +127,33 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
   });
 }
 
-Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias) {
-  if (needs_f32({x, w, bias}))
-    return through_f32({x, w, bias}, [](const Tensors& t) { return linear(t[0], t[1], t[2]); });
+namespace {
+void check_linear(const Tensor& x, const Tensor& w, const Tensor& bias) {
   check_same_type("linear", {x, w, bias});
   check(x.dims() >= 1 && w.dims() == 2 && x.dim(-1) == w.dim(1), "linear: x has shape ", x.shape(), ", w ",
         w.shape());
   check(!bias || (bias.dims() == 1 && bias.dim(0) == w.dim(0)), "linear: bias has shape ",
         bias ? bias.shape() : Shape{}, ", w ", w.shape());
+}
+}  // namespace
+
+Tensor linear_silu(const Tensor& x, const Tensor& w, const Tensor& bias) {
+  if (needs_f32({x, w, bias}))
+    return through_f32({x, w, bias}, [](const Tensors& t) { return linear_silu(t[0], t[1], t[2]); });
+  // The gradient of silu needs what goes into it, which one sweep does not keep.
+  if (x.device() != Device::cpu || will_record({x, w, bias})) return silu(linear(x, w, bias));
+  check_linear(x, w, bias);
+  Shape shape = x.shape();
+  shape[shape.size() - 1] = w.dim(0);
+  Tensor y(shape, x.dtype()), rows = y.reshape({-1, w.dim(0)});
+  cpu::linear_silu(as_rows(x), w.detach(), bias ? bias.detach().contiguous() : bias, rows);
+  return y;
+}
+
+Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias) {
+  if (needs_f32({x, w, bias}))
+    return through_f32({x, w, bias}, [](const Tensors& t) { return linear(t[0], t[1], t[2]); });
+  check_linear(x, w, bias);
   Shape shape = x.shape();
   shape[shape.size() - 1] = w.dim(0);
   const Tensor rows = as_rows(x), dense_bias = bias ? bias.detach().contiguous() : Tensor();
@@ -178,6 +207,19 @@ const OpCase& linear_case() {
       .bench = {{{1728, 128}, {384, 128}, {384}},
                 {{1728, 768}, {768, 768}, {768}},
                 {{1, 768}, {4608, 768}, {4608}}},
+      .bytes = [](const Shapes& s) { return bytes_of(s) + 4.0 * double(s[0].numel() / s[1][1] * s[1][0]); },
+      .flops = [](const Shapes& s) { return 2.0 * double(s[0].numel() * s[1][0]); }};
+  return the_case;
+}
+
+const OpCase& linear_silu_case() {
+  static const OpCase the_case = {
+      .name = "linear_silu",
+      .run = [](const Tensors& in) -> Tensors {
+        return {linear_silu(in[0], in[1], in.size() > 2 ? in[2] : Tensor())};
+      },
+      .check = {{{3, 5}, {4, 5}, {4}}, {{1}, {1, 1}}, {{2, 3, 4}, {7, 4}, {7}}, {{18, 9}, {35, 9}}},
+      .bench = {{{1728, 128}, {768, 128}, {768}}},
       .bytes = [](const Shapes& s) { return bytes_of(s) + 4.0 * double(s[0].numel() / s[1][1] * s[1][0]); },
       .flops = [](const Shapes& s) { return 2.0 * double(s[0].numel() * s[1][0]); }};
   return the_case;

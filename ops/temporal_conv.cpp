@@ -48,15 +48,20 @@ void for_each_tile(int64_t frames, int64_t s, F&& f) {
 
 void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, Tensor& y) {
   dispatch_real(r.dtype(), "temporal_conv3", [&]<class T>() {
-    const int64_t frames = r.dim(1), c = r.dim(3), co = taps.dim(1);
-    for_each_tile(r.dim(0) * frames, r.dim(2), [&](int64_t i, int64_t row, int64_t rows) {
-      const T* sources[3];
-      for (int k = 0; k < 3; ++k) {
-        const T* x = frame<T>(r, left, i / frames, i % frames + k - 1);
-        sources[k] = x ? x + row * c : nullptr;
-      }
-      mix(sources, rows, taps, false, frame<T>(y, Tensor(), i / frames, i % frames) + row * co);
-    });
+    const int64_t frames = r.dim(1), s = r.dim(2), c = r.dim(3), co = taps.dim(1);
+    // Each tap is one product over all the frames that have the neighbour it reads.
+    const auto add_tap = [&](int k, const T* from, int64_t count, T keep, T* to) {
+      if (from == nullptr || count == 0) return;
+      gemm<T>(false, true, count * s, co, c, T(1), from, c, taps.data<T>() + k * co * c, c, keep, to, co);
+    };
+    for (int64_t b = 0; b < r.dim(0); ++b) {
+      const T* x = frame<T>(r, left, b, 0);
+      T* out = frame<T>(y, Tensor(), b, 0);
+      add_tap(1, x, frames, T(0), out);
+      add_tap(0, frame<T>(r, left, b, -1), 1, T(1), out);
+      add_tap(0, x, frames - 1, T(1), out + s * co);
+      add_tap(2, x + s * c, frames - 1, T(1), out);
+    }
   });
 }
 
