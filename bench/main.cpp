@@ -1,5 +1,5 @@
-// rivulet-bench: times every declared op beside what the machine can do, and refuses to give the speed of
-// wrong results.
+// rivulet-bench: times every declared op and the bundled network beside what the machine can do, and refuses
+// to give the speed of wrong results.
 #include <benchmark/benchmark.h>
 
 #include <CLI/CLI.hpp>
@@ -50,10 +50,11 @@ void print_row(const nlohmann::json& row, double spread) {
     if (row.contains(key)) std::snprintf(buffer, sizeof buffer, format, row.at(key).get<double>());
     return std::string(buffer);
   };
-  std::printf("%12s %5.1f%% %8s %5s %9s %5s   %s\n", human_seconds(row.at("median_s")).c_str(), 100 * spread,
-              number("gb_s", "%.2f").c_str(), number("copy_percent", "%.0f%%").c_str(),
+  std::printf("%12s %5.1f%% %8s %5s %9s %5s   %s%s\n", human_seconds(row.at("median_s")).c_str(),
+              100 * spread, number("gb_s", "%.2f").c_str(), number("copy_percent", "%.0f%%").c_str(),
               number("gflop_s", "%.2f").c_str(), number("fma_percent", "%.0f%%").c_str(),
-              row.at("name").get<std::string>().c_str());
+              row.at("name").get<std::string>().c_str(),
+              row.contains("frames_s") ? (": " + number("frames_s", "%.2f frames/s")).c_str() : "");
   std::fflush(stdout);
 }
 
@@ -87,19 +88,22 @@ nlohmann::json load(const std::string& path) {
 }
 
 int main_of(int argc, char** argv) {
-  CLI::App app{"Times every declared op of rivulet"};
+  CLI::App app{"Times every declared op of rivulet and its bundled network"};
   Settings settings;
-  std::string filter = "", json_path;
+  std::string filter = "", json_path, save_path;
   std::vector<std::string> files;
   bool list = false, backward = false;
   int threads = 0;
   app.add_option("--filter", filter, "Only rows whose name matches this regular expression");
   app.add_option("--json", json_path, "Write the results to this file");
+  app.add_option("--save", save_path,
+                 "Write inputs, weights and results of the one matching row of the network to this "
+                 "safetensors file and stop");
   app.add_option("--repetitions", settings.repetitions, "Repetitions per row")->check(CLI::Range(1, 1000));
   app.add_option("--seconds", settings.repetition_s, "Least seconds of a repetition")
       ->check(CLI::PositiveNumber);
   app.add_option("--threads", threads, "CPU threads")->check(CLI::Range(1, 1024));
-  app.add_flag("--backward", backward, "Time forward and backward together");
+  app.add_flag("--backward", backward, "Time the ops, forward and backward together");
   app.add_flag("--list", list, "Print the names of the rows and stop");
   app.add_option("--compare", files, "Print the table of two result files, ours and theirs")->expected(2);
   CLI11_PARSE(app, argc, argv);
@@ -110,11 +114,19 @@ int main_of(int argc, char** argv) {
   }
   if (threads > 0) set_threads(threads);
   std::vector<Row> rows = op_rows(backward);
+  if (!backward)
+    for (Row& row : network_rows()) rows.push_back(std::move(row));
   const std::regex pattern(filter);
   std::erase_if(rows, [&](const Row& r) { return !std::regex_search(r.name, pattern); });
   check(!rows.empty(), "no row matches '", filter, "'");
   if (list) {
     for (const Row& r : rows) std::puts(r.name.c_str());
+    return 0;
+  }
+  if (!save_path.empty()) {
+    check(rows.size() == 1 && rows[0].save, "--save: ", rows.size(), " rows match '", filter,
+          "', one row of the network is needed");
+    rows[0].save(save_path);
     return 0;
   }
   int red = 0;

@@ -147,10 +147,14 @@ std::vector<Row> op_rows(bool with_backward) {
       for (const Shape& s : shapes) name << ' ' << s;
       if (with_backward) name << " +backward";
       const auto work = std::make_shared<Work>(Work{*op, shapes});
-      Row row{name.str(), op->name, shapes, {}, 0, 0, [work] {
-                work->prepare();
-                return red_check(work->op, work->inputs);
-              }};
+      Row row;
+      row.name = name.str();
+      row.op = op->name;
+      row.shapes = shapes;
+      row.red = [work] {
+        work->prepare();
+        return red_check(work->op, work->inputs);
+      };
       if (with_backward) {
         row.run = [work] { work->forward_and_backward(); };
       } else {

@@ -49,6 +49,7 @@ json to_json(const Row& row, const Timing& timing, const Machine& machine) {
               {"shapes", shapes},
               {"repetitions", timing.seconds.size()},
               {"median_s", timing.median()},
+              {"spread", timing.spread()},
               {"p25_s", timing.quantile(0.25)},
               {"p75_s", timing.quantile(0.75)},
               {"min_s", timing.seconds.front()},
@@ -61,6 +62,7 @@ json to_json(const Row& row, const Timing& timing, const Machine& machine) {
     out["gflop_s"] = row.flops / timing.median() * 1e-9;
     out["fma_percent"] = 100 * row.flops / timing.median() * 1e-9 / machine.fma_gflop_s;
   }
+  if (row.frames > 0) out["frames_s"] = row.frames / timing.median();
   return out;
 }
 
