@@ -29,6 +29,17 @@ std::string commit() {
   return line;
 }
 
+// The op with the first two of its shapes, which tell the rows of an op apart well enough for a reader.
+std::string short_name(const json& row) {
+  std::ostringstream out;
+  out << row.at("op").get<std::string>();
+  const json& shapes = row.at("shapes");
+  for (size_t i = 0; i < std::min<size_t>(shapes.size(), 2); ++i)
+    out << ' ' << Shape(shapes[i].get<std::vector<int64_t>>());
+  if (shapes.size() > 2) out << " ...";
+  return out.str();
+}
+
 }  // namespace
 
 double Timing::quantile(double q) const {
@@ -90,8 +101,8 @@ std::string compare(const json& ours, const json& theirs) {
     for (const json& other : theirs.at("rows")) {
       if (other.at("name") != row.at("name") || !other.contains("median_s")) continue;
       const double x = row.at("median_s"), y = other.at("median_s");
-      out << "| " << row.at("name").get<std::string>() << " | " << human_seconds(x) << " | "
-          << human_seconds(y) << " | " << text("%.2f", y / x) << " |\n";
+      out << "| " << short_name(row) << " | " << human_seconds(x) << " | " << human_seconds(y) << " | "
+          << text("%.2f", y / x) << " |\n";
     }
   }
   return out.str();

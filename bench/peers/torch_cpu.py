@@ -5,7 +5,8 @@ and libopenblas0-pthread for its matrix products).
     bench/peers/torch_cpu.py --bench build/cpu/rivulet-bench --ours ours.json --theirs torch.json
 
 Each row is timed by both programs right after one another, with the same threads, f32, warm-up and number of
-repetitions; then the table of ratios is printed.
+repetitions; then the table of ratios is printed. The rows of the bundled network are repeated from the inputs,
+weights and results that rivulet-bench saves, and withheld when PyTorch's results differ (exit code 1).
 """
 import argparse
 import json
@@ -19,6 +20,8 @@ import time
 
 import torch
 import torch.nn.functional as F
+
+import brook_torch
 
 
 def matmul(s):
@@ -55,7 +58,6 @@ def layer_norm(s):
 
 
 def gdn(s):
-    """The recurrence in frame form: matrix products per frame, forward from a state and back in the chunk."""
     if len(s) != 9:
         return None
     b, t, n, h, d = s[0]
@@ -64,37 +66,10 @@ def gdn(s):
     q, k, kr = q.abs(), k.abs() * scale, kr * scale
     beta, decay = torch.rand(s[5]), torch.rand(s[6])
     kv0, z0 = torch.randn(s[7]) * scale, torch.rand(s[8])
-    eye = torch.eye(d)
-
-    def heads(x):  # [B, T, S, H, D] -> [B, T, H, S, D]
-        return x.transpose(2, 3)
 
     def run():
-        q_, k_, qr_, kr_, v_ = map(heads, (q, k, qr, kr, v))
-        write = beta.transpose(2, 3).unsqueeze(-1)
-        g = decay[..., None, None]
-        kb, krb = k_ * write, kr_ * write
-        keep = g * (eye - torch.matmul(kr_.transpose(-1, -2), krb))  # [B, T, H, D, D]
-        keep_z = g * (eye - torch.matmul(k_.transpose(-1, -2), kb))
-        add = torch.matmul(krb.transpose(-1, -2), v_)
-        add_z = kb.sum(-2).unsqueeze(-1)
-        m, z = kv0.transpose(-1, -2), z0.unsqueeze(-1)
-        ms, zs = [], []
-        for i in range(t):
-            m = torch.matmul(keep[:, i], m) + add[:, i]
-            z = torch.matmul(keep_z[:, i], z) + add_z[:, i]
-            ms.append(m)
-            zs.append(z)
-        last = m, z
-        r, rz = torch.zeros_like(m), torch.zeros_like(z)
-        for i in range(t - 1, -1, -1):
-            ms[i] = ms[i] + r
-            zs[i] = zs[i] + rz
-            r = torch.matmul(keep[:, i], r) + add[:, i]
-            rz = torch.matmul(keep_z[:, i], rz) + add_z[:, i]
-        num = torch.matmul(qr_, torch.stack(ms, 1))
-        den = torch.matmul(q_, torch.stack(zs, 1)) + 1e-8
-        return (num / den).transpose(2, 3).contiguous(), last
+        out, last = brook_torch.gated_delta_net(q, k, qr, kr, v, beta, decay, kv0, z0)
+        return out.contiguous(), last
 
     return run
 
@@ -169,6 +144,9 @@ RECIPES = {
 }
 
 
+TOLERANCE = 1e-5  # of the results of the network, relative
+
+
 def seconds_per_run(run, settings):
     """Sorted seconds of one run, one entry per repetition, after a warm-up."""
     end = time.perf_counter() + settings["warm_up_s"]
@@ -203,13 +181,37 @@ def time_ours(bench, name, settings):
         command = [bench, "--filter", "^" + re.escape(name) + "$", "--json", out.name]
         command += ["--repetitions", str(settings["repetitions"]), "--seconds", str(settings["repetition_s"])]
         command += ["--threads", str(torch.get_num_threads())]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+        if code not in (0, 1):  # 1: wrong results, as the file says
+            sys.exit(f"torch_cpu.py: {bench} failed on {name}")
         with open(out.name) as f:
             return json.load(f)
 
 
-def time_theirs(row, settings):
-    runs = RECIPES[row["op"]](row["shapes"])
+def network_run(bench, row):
+    """The faster way to do a row of the network, or what is wrong with its results."""
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as saved:
+        subprocess.run([bench, "--filter", "^" + re.escape(row["name"]) + "$", "--save", saved.name], check=True)
+        work = brook_torch.WORK[row["op"]](saved.name)
+    seconds = []
+    for run in work.runs:
+        error = work.check(run)
+        if not error <= TOLERANCE:
+            return None, f"PyTorch's results are off by {error:.1e}"
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return work.runs[seconds.index(min(seconds))], ""
+
+
+def time_theirs(bench, row, settings):
+    """The row of PyTorch; without a time when its results are wrong, None when there is no counterpart."""
+    if row["op"] in brook_torch.WORK:
+        runs, red = network_run(bench, row)
+        if red:
+            return {"name": row["name"], "op": row["op"], "red": red}
+    else:
+        runs = RECIPES[row["op"]](row["shapes"])
     if runs is None:
         return None
     best = min((seconds_per_run(run, settings) for run in (runs if isinstance(runs, list) else [runs])),
@@ -220,6 +222,7 @@ def time_theirs(row, settings):
         "shapes": row["shapes"],
         "repetitions": len(best),
         "median_s": quantile(best, 0.5),
+        "spread": (quantile(best, 0.75) - quantile(best, 0.25)) / 2 / quantile(best, 0.5),
         "p25_s": quantile(best, 0.25),
         "p75_s": quantile(best, 0.75),
         "min_s": best[0],
@@ -241,29 +244,35 @@ def main():
     torch.set_grad_enabled(False)
     settings = {"warm_up_s": 0.05, "repetition_s": args.seconds, "repetitions": args.repetitions}
     names = subprocess.run([args.bench, "--list", "--filter", args.filter], check=True, capture_output=True, text=True)
-    ours, theirs = None, []
+    ours, theirs, red = None, [], False
     for name in names.stdout.splitlines():
-        if name.split(" ")[0] not in RECIPES:
+        if name.split(" ")[0] not in (*RECIPES, *brook_torch.WORK):
             continue
         print(name, file=sys.stderr)
         result = time_ours(args.bench, name, settings)
-        other = time_theirs(result["rows"][0], settings)
-        if other is None:
+        row = result["rows"][0]
+        other = None if "red" in row else time_theirs(args.bench, row, settings)
+        if other is None and "red" not in row:
             continue
         if ours is None:
             ours = result
         else:
-            ours["rows"] += result["rows"]
-        theirs.append(other)
+            ours["rows"].append(row)
+        if other is not None:
+            theirs.append(other)
+        for wrong in (r for r in (row, other) if r and "red" in r):
+            red = True
+            print(f"  withheld: {wrong['red']}", file=sys.stderr)
     if ours is None:
         sys.exit("torch_cpu.py: no row has a counterpart")
-    frame = {key: ours[key] for key in ("cpu", "threads", "dtype", "warm_up_s", "repetition_s")}
+    frame = {key: ours[key] for key in ("commit", "cpu", "threads", "dtype", "warm_up_s", "repetition_s")}
     frame.update(what="PyTorch " + torch.__version__, torch=torch.__config__.show(), blas=blas_in_use(), rows=theirs)
     for path, content in ((args.ours, ours), (args.theirs, frame)):
         with open(path, "w") as f:
             json.dump(content, f, indent=2)
             f.write("\n")
     subprocess.run([args.bench, "--compare", args.ours, args.theirs], check=True)
+    sys.exit(1 if red else 0)
 
 
 if __name__ == "__main__":
