@@ -41,6 +41,8 @@ struct Run {
   EditModel model{tiny_model()};
   std::unique_ptr<EditTraining> training;
   std::unique_ptr<Trainer> trainer;
+  std::atomic<bool> stop{false};
+  int64_t stop_at = -1;  // the step during which `stop` is raised
 
   explicit Run(const TrainConfig& config) {
     Rng rng{uint64_t(config.seed)};
@@ -55,9 +57,11 @@ struct Run {
       return EditPair{model.codec().encode(s.source), model.codec().encode(s.target), s.instruction};
     };
     training = std::make_unique<EditTraining>(model, config, pair, 2);
-    trainer = std::make_unique<Trainer>(
-        config, named_tensors(model),
-        [this](int64_t step, int64_t micro, Rng& r) { return training->loss(step, micro, r); });
+    trainer =
+        std::make_unique<Trainer>(config, named_tensors(model), [this](int64_t step, int64_t micro, Rng& r) {
+          if (step == stop_at) stop = true;
+          return training->loss(step, micro, r);
+        });
   }
   std::vector<double> weights() {
     std::vector<double> all;
@@ -101,10 +105,10 @@ TEST_CASE("a run that stops and resumes ends with the same bits") {
   Run one(run_config(whole.path, 6));
   one.trainer->run();
   {
-    std::atomic<bool> stop{true};  // seen after the first step
     Run first(run_config(halves.path, 6));
-    CHECK_FALSE(first.trainer->run(nullptr, &stop));
-    CHECK(first.trainer->steps_done() == 1);
+    first.stop_at = 1;
+    CHECK_FALSE(first.trainer->run(nullptr, &first.stop));
+    CHECK(first.trainer->steps_done() == 2);
   }
   Run second(run_config(halves.path, 6));
   REQUIRE(second.trainer->resume_latest());
