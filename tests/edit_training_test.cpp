@@ -1,8 +1,7 @@
 // Training an editor end to end in miniature: the loss falls, and a resumed run is the uninterrupted one.
 #include <doctest/doctest.h>
 
-#include <filesystem>
-
+#include "tests/fixtures.h"
 #include "train/edit_samples.h"
 #include "train/edit_training.h"
 
@@ -11,16 +10,7 @@ using namespace rivulet;
 namespace {
 
 EditModelConfig tiny_model() {
-  EditModelConfig c;
-  c.name = "tiny";
-  c.dit.depth = 2;
-  c.dit.width = 32;
-  c.dit.heads = 2;
-  c.dit.softmax_blocks = {1};
-  c.dit.latent_channels = 48;
-  c.dit.caption_channels = 16;
-  c.prediction = "colour_residual";
-  c.patch = 4;
+  EditModelConfig c = tiny_editor_config();
   c.vocabulary = instruction_vocabulary();
   return c;
 }
@@ -69,15 +59,6 @@ struct Run {
       for (double v : t.detach().to_vector()) all.push_back(v);
     return all;
   }
-};
-
-struct TempDir {
-  std::string path;
-  TempDir() {
-    std::string name = (std::filesystem::temp_directory_path() / "rivulet_XXXXXX").string();
-    path = mkdtemp(name.data());
-  }
-  ~TempDir() { std::filesystem::remove_all(path); }
 };
 
 }  // namespace
