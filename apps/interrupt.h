@@ -6,7 +6,7 @@
 namespace rivulet {
 
 // While in scope, the first SIGINT or SIGTERM only raises the flag, so that the program can end in order.
-// The second one ends the program at once. One at a time.
+// A second one, later than the same keystroke could be, ends the program at once. One at a time.
 class Interrupt {
  public:
   Interrupt();

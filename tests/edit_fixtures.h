@@ -10,15 +10,10 @@ namespace rivulet {
 
 // Untrained, so that it returns its source; knows the words "make", "it" and "night".
 inline void save_small_model(const std::string& dir) {
-  EditModelConfig c;
+  EditModelConfig c = tiny_editor_config();
   c.name = "small";
-  c.dit.depth = 2;
-  c.dit.width = 32;
-  c.dit.heads = 2;
-  c.dit.softmax_blocks = {1};
+  c.patch = 8;
   c.dit.latent_channels = 192;
-  c.dit.caption_channels = 16;
-  c.prediction = "colour_residual";
   c.instruction_tokens = 5;
   c.vocabulary = Vocabulary({"it", "make", "night"});
   EditModel model(c);

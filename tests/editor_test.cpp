@@ -1,28 +1,18 @@
 // The editor as an application uses it: streams, forks, saved states, prompts, refusals.
 #include <doctest/doctest.h>
 
-#include <filesystem>
-
 #include "models/editor.h"
 #include "models/golden.h"
 #include "ops/image.h"
 #include "ops/shape.h"
+#include "tests/fixtures.h"
 
 using namespace rivulet;
 
 namespace {
 
 EditModelConfig tiny_config() {
-  EditModelConfig c;
-  c.name = "tiny";
-  c.dit.depth = 2;
-  c.dit.width = 32;
-  c.dit.heads = 2;
-  c.dit.softmax_blocks = {1};
-  c.dit.latent_channels = 48;
-  c.dit.caption_channels = 16;
-  c.prediction = "colour_residual";
-  c.patch = 4;
+  EditModelConfig c = tiny_editor_config();
   c.instruction_tokens = 5;
   c.vocabulary = Vocabulary({"blue", "make", "night", "red"});
   return c;
@@ -42,15 +32,6 @@ Tensor frames(int64_t n, uint64_t seed) {
 }
 
 bool same(const Tensor& a, const Tensor& b) { return a.to_vector() == b.to_vector(); }
-
-struct TempDir {
-  std::string path;
-  TempDir() {
-    std::string name = (std::filesystem::temp_directory_path() / "rivulet_XXXXXX").string();
-    path = mkdtemp(name.data());
-  }
-  ~TempDir() { std::filesystem::remove_all(path); }
-};
 
 }  // namespace
 

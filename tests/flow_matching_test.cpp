@@ -1,3 +1,4 @@
+#include "models/flow.h"
 #include "train/flow_matching.h"
 
 #include <doctest/doctest.h>
@@ -10,13 +11,13 @@
 using namespace rivulet;
 
 TEST_CASE("shift moves levels as tabulated") {
-  CHECK(shift_sigma(0.5, 3) == doctest::Approx(0.75));
-  CHECK(shift_sigma(0, 3) == 0);
-  CHECK(shift_sigma(1, 3) == 1);
-  CHECK(shift_sigma(0.3, 1) == doctest::Approx(0.3));
+  CHECK(shift_level(0.5, 3) == doctest::Approx(0.75));
+  CHECK(shift_level(0, 3) == 0);
+  CHECK(shift_level(1, 3) == 1);
+  CHECK(shift_level(0.3, 1) == doctest::Approx(0.3));
   // The table of inference levels at shift 8, by the base level that each step starts from.
   const double base[] = {0.001, 0.755, 0.511, 0.265}, want[] = {0.0079444, 0.9610183, 0.8931615, 0.7425569};
-  for (int i = 0; i < 4; ++i) CHECK(shift_sigma(base[i], 8) == doctest::Approx(want[i]).epsilon(1e-5));
+  for (int i = 0; i < 4; ++i) CHECK(shift_level(base[i], 8) == doctest::Approx(want[i]).epsilon(1e-5));
 }
 
 TEST_CASE("the network's t is floor(1000 sigma) in exact arithmetic for every level") {
@@ -45,7 +46,7 @@ TEST_CASE("training levels have the quantiles of the logit-normal law at shift 3
   for (int i = 0; i < 7; ++i) {
     const double got = sigmas[size_t(part[i] * double(sigmas.size()))];
     CHECK(got ==
-          doctest::Approx(shift_sigma(std::floor(1000 / (1 + std::exp(-z[i]))) / 1000, 3)).epsilon(0.01));
+          doctest::Approx(shift_level(std::floor(1000 / (1 + std::exp(-z[i]))) / 1000, 3)).epsilon(0.01));
     CHECK(std::abs(got - table[i]) < 0.01);  // printed to two digits
   }
   double sum = 0;

@@ -10,25 +10,9 @@
 #include <vector>
 
 #include "apps/process.h"
-#include "tensor/tensor.h"
+#include "tests/fixtures.h"
 
 namespace rivulet {
-
-struct TempDir {
-  std::string path;
-  TempDir() {
-    std::string name = (std::filesystem::temp_directory_path() / "rivulet_XXXXXX").string();
-    check(mkdtemp(name.data()) != nullptr, "no temporary folder");
-    path = name;
-  }
-  ~TempDir() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-  TempDir(const TempDir&) = delete;
-  TempDir& operator=(const TempDir&) = delete;
-  std::string operator/(const std::string& name) const { return path + "/" + name; }
-};
 
 inline bool has_ffmpeg() {
   try {

@@ -3,15 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "models/flow.h"
 #include "ops/elementwise.h"
 #include "ops/loss.h"
 
 namespace rivulet {
 
-double shift_sigma(double u, double k) { return k * u / (1 + (k - 1) * u); }
-
 NoiseLevel level_of_index(int64_t i, double shift) {
-  const double sigma = shift_sigma(static_cast<double>(i) / 1000, shift);
+  const double sigma = shift_level(static_cast<double>(i) / 1000, shift);
   // Rounding must not push a level that is a whole number of thousandths to the one below.
   return {sigma, static_cast<int64_t>(std::floor(1000 * sigma + 1e-9))};
 }

@@ -13,15 +13,12 @@ struct FlowOptions {
   double text_dropout = 0.1;             // chance that a sample is trained on the empty prompt
 };
 
-// k u / (1 + (k - 1) u): moves levels towards noise for k > 1, keeping 0 and 1.
-double shift_sigma(double u, double k);
-
 struct NoiseLevel {
   double sigma;
   int64_t t;  // floor(1000 sigma), what the network is told
 };
 
-// Level i of 1000: sigma = shift(i / 1000).
+// Level i of 1000: sigma = shift_level(i / 1000, shift), see models/flow.h.
 NoiseLevel level_of_index(int64_t i, double shift);
 // n ~ N(mean, std^2), i = floor(1000 sigmoid(n)), shifted. One level serves a whole clip.
 NoiseLevel draw_level(Rng& rng, double shift, double mean = 0, double std = 1);
