@@ -3,6 +3,7 @@
 Each reads a file that `rivulet-bench --save` wrote and returns a Repeat, which can check that it computes the
 same. Formulas and shapes are those of models/sana_streaming; where PyTorch offers two ways, both are given.
 """
+import functools
 import json
 import math
 import struct
@@ -79,6 +80,7 @@ def rms_norm(x, w, eps):
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * w
 
 
+@functools.lru_cache  # the same for every call on the same frames
 def rope_table(first, frames, height, width, dim):
     """cos and sin [tokens, 1, D/2]; the last two thirds of the channels turn with row and column."""
     side = 2 * (dim // 6)
@@ -204,7 +206,8 @@ class Brook:
             branch, tail = self.mlp(norm(h, mod[3], mod[4]), at + "mlp.", grid, past[i][1] if past else None)
             h = h + mod[5] * branch
             memory.append((state, tail))
-        shift, scale = (self.w["dit.final_layer.scale_shift_table"] + temb[:, None]).reshape(batch, 1, 2, 1, width).unbind(2)
+        mod = self.w["dit.final_layer.scale_shift_table"] + temb[:, None]
+        shift, scale = mod.reshape(batch, 1, 2, 1, width).unbind(2)
         out = self.linear(norm(h, shift, scale), "dit.final_layer.linear")
         return out.unflatten(2, grid).permute(0, 4, 1, 2, 3), memory
 
