@@ -84,7 +84,7 @@ struct Job {
 };
 
 Job::Job(const EditOptions& o)
-    : options(o), editor(Editor::load(o.model.empty() ? bundled_model() : o.model)) {
+    : options(o), editor(Editor::load(o.model.empty() ? bundled_model() : o.model, device_named(o.device))) {
   for (const std::string& text : o.prompts) prompts.push_back(editor.encode(text));
   EditState start;
   start.noise = Rng{o.seed};

@@ -114,8 +114,10 @@ int main_of(int argc, char** argv) {
   }
   if (threads > 0) set_threads(threads);
   std::vector<Row> rows = op_rows(backward);
-  if (!backward)
+  if (!backward) {
     for (Row& row : network_rows()) rows.push_back(std::move(row));
+    rows.push_back(video_row());
+  }
   const std::regex pattern(filter);
   std::erase_if(rows, [&](const Row& r) { return !std::regex_search(r.name, pattern); });
   check(!rows.empty(), "no row matches '", filter, "'");

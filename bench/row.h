@@ -27,5 +27,7 @@ struct Row {
 std::vector<Row> op_rows(bool with_backward);
 // The bundled network: one network call, one edited chunk, one training step.
 std::vector<Row> network_rows();
+// 30 frames of the bundled clip from file to file at 256x144, video decoding and encoding included.
+Row video_row();
 
 }  // namespace rivulet::bench
