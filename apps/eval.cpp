@@ -38,8 +38,7 @@ Json to_json(const Result& r) {
           {"edit_score", value(r.score)},
           {"psnr_outside_db", value(r.psnr_outside)},
           {"psnr_db", r.psnr},
-          {"boundary_ratio", value(r.boundary_ratio)},
-          {"frames_per_second", r.fps}};
+          {"boundary_ratio", value(r.boundary_ratio)}};
 }
 
 std::string base_name(const std::string& path) { return path.substr(path.find_last_of('/') + 1); }

@@ -1,7 +1,10 @@
 #include "models/editor.h"
 
+#include <cmath>
+
 #include "ops/elementwise.h"
 #include "ops/image.h"
+#include "ops/reduce.h"
 
 namespace rivulet {
 namespace {
@@ -121,6 +124,10 @@ Tensor Editor::step(const Tensor& frames, const Prompt& prompt, EditState& state
                            prompt.context, &state.stream);
   };
   const Tensor x0 = sample(velocity, noise, options, state.noise);
+  // Anything not finite would stay in the memory and blacken the rest of the stream.
+  const Tensor size = sum(abs(x0), {0, 1, 2, 3, 4});
+  check(std::isfinite(size.item()), "edit: the network gave values that are not finite in chunk ",
+        state.stream.chunk);
   state.stream = model_.remember(x0, source, prompt.context, state.stream);
   return unit_to_u8(model_.codec().decode(x0.to(Device::cpu)));
 }
