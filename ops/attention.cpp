@@ -18,13 +18,6 @@ namespace {
 // chunk of keys is the unit of work of the backward pass, which keeps one partial dq per chunk.
 constexpr int64_t kQueryTile = 252, kKeyTile = 256, kKeyChunk = 1024;
 
-template <class T>
-struct Rows {
-  T* data;
-  int64_t stride;
-  T* operator[](int64_t i) const { return data + i * stride; }
-};
-
 // The rows of one head of a [B, N, H, D] tensor.
 template <class T>
 Rows<T> head_rows(const Tensor& x, int64_t b, int64_t h) {

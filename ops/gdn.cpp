@@ -23,12 +23,6 @@ struct Cell {
 
 // The tokens of a cell as rows.
 template <class T>
-struct Rows {
-  T* data;
-  int64_t stride;
-  T* operator[](int64_t i) const { return data + i * stride; }
-};
-template <class T>
 Rows<T> rows(const Tensor& x, const Cell& c) {  // x [B, T, S, H, D]
   const Shape& stride = x.strides();
   return {x.data<T>() + c.b * stride[0] + c.f * stride[1] + c.h * stride[3], stride[2]};

@@ -14,6 +14,14 @@ inline Tensor dense_rows(const Tensor& x) {
   return x.dim(-1) == 1 || x.strides()[x.dims() - 1] == 1 ? x : x.contiguous();
 }
 
+// Rows at a fixed distance, read by pointer.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  T* operator[](int64_t i) const { return data + i * stride; }
+};
+
 // Uninitialised work space of one piece of a parallel loop.
 template <class T>
 std::unique_ptr<T[]> scratch(int64_t n) {

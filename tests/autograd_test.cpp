@@ -6,6 +6,7 @@
 #include <string>
 
 #include "tensor/random.h"
+#include "tests/op_fixtures.h"
 
 using namespace rivulet;
 using Values = std::vector<double>;
@@ -57,17 +58,6 @@ Tensors split(const Tensor& a) {
 
 Tensor leaf(const Values& v, DType dtype = DType::f64) {
   return Tensor::of(v, {int64_t(v.size())}, dtype).set_requires_grad();
-}
-
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  FAIL("no Error was thrown");
-  return "";
 }
 
 bool has(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }

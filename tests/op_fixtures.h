@@ -1,4 +1,4 @@
-// Comparing results of ops with definitions written out, and with themselves.
+// Comparing results of tensors and ops with definitions written out, and with themselves.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -40,6 +40,18 @@ struct Reader {
 };
 
 inline Tensor scaled(const Tensor& x, double by) { return zeros_like(x).add_in_place(x, by); }
+
+// The text of the Error that f throws; fails the test when it throws none.
+template <class F>
+std::string error_of(F&& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  FAIL("no Error was thrown");
+  return "";
+}
 
 // Runs f with one thread and with three; all outputs must agree bit for bit.
 template <class F>

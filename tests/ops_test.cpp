@@ -10,6 +10,7 @@
 #include "ops/gemm.h"
 #include "tensor/autograd.h"
 #include "tensor/parallel.h"
+#include "tests/op_fixtures.h"
 
 using namespace rivulet;
 using Values = std::vector<double>;
@@ -26,17 +27,6 @@ void check_values(const Tensor& x, const Shape& shape, const Values& want, doubl
     CAPTURE(i);
     CHECK((got[i] == want[i] || got[i] == doctest::Approx(want[i]).epsilon(tolerance)));
   }
-}
-
-// The text of the Error that f throws.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
 }
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
@@ -58,19 +48,6 @@ double worst_ulp(Tensor (*op)(const Tensor&), double (*exact)(double), double lo
 }
 
 Tensor at(double x) { return Tensor::of({x}, {1}); }
-
-// Bit for bit the same with one thread and with three.
-template <class F>
-void check_same_for_any_threads(F&& f) {
-  const int before = num_threads();
-  set_threads(1);
-  const Tensors one = f();
-  set_threads(3);
-  const Tensors three = f();
-  set_threads(before);
-  REQUIRE(one.size() == three.size());
-  for (size_t i = 0; i < one.size(); ++i) CHECK(one[i].to_vector() == three[i].to_vector());
-}
 
 }  // namespace
 

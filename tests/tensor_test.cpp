@@ -8,23 +8,12 @@
 
 #include "tensor/parallel.h"
 #include "tensor/random.h"
+#include "tests/op_fixtures.h"
 
 using namespace rivulet;
 using Values = std::vector<double>;
 
 namespace {
-
-// The text of the Error that f throws; fails the test when it throws none.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  FAIL("no Error was thrown");
-  return "";
-}
 
 bool names(const std::string& text, std::initializer_list<const char*> parts) {
   for (const char* p : parts)
