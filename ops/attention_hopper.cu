@@ -71,22 +71,12 @@ struct ForwardShared {
   uint64_t q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
 };
 
-// Which buffer of a ring comes next, and the parity of its barrier.
-struct Ring {
-  int stage = 0, parity = 0;
-  __device__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
 #ifdef RIVULET_SM90A
 
 template <int kWidth, int kKeys>
 __device__ void forward_copies(const ForwardArguments& x, ForwardShared<kWidth, kKeys>& s, int tiles_limit) {
   constexpr int kQueryBytes = sizeof(s.q), kKeyBytes = sizeof(s.k[0]);
-  Ring ring;
+  Ring<kStages> ring;
   Piece piece;
   for (int i = 0; piece_of(x.division, i, piece); ++i) {
     const int bh = piece.tile / x.query_tiles, b = bh / x.heads, h = bh % x.heads;
@@ -104,53 +94,6 @@ __device__ void forward_copies(const ForwardArguments& x, ForwardShared<kWidth, 
     }
   }
 }
-
-// -inf for keys that do not count. `column` is the thread's first column.
-template <int kKeys, bool kMasked>
-__device__ void mask_scores(const ForwardArguments& x, const uint8_t* mask, int tile, float (&scores)[kKeys / 2]) {
-  const int segment = x.keys.segment_of_tile(tile), row = (tile - x.keys.tiles_before[segment]) * kKeys;
-  const int valid = x.keys.rows[segment] - row, column = int(threadIdx.x) % 4 * 2;
-  if (!kMasked && valid >= kKeys) return;
-#pragma unroll
-  for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int key = 8 * j + column + e;
-      const bool counts = key < valid && (!kMasked || mask[x.keys.keys_before[segment] + row + key] != 0);
-      if (counts) continue;
-      scores[4 * j + e] = -INFINITY;
-      scores[4 * j + 2 + e] = -INFINITY;
-    }
-}
-
-// Largest score and sum of weights of the thread's two rows; the sum is this thread's share.
-struct OnlineSoftmax {
-  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-
-  // Scores become weights relative to the largest so far; what was summed before must be scaled by shrink.
-  template <int kCount>
-  __device__ void weigh(float (&s)[kCount], float scale2, float (&shrink)[2]) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float most = top[r];
-#pragma unroll
-      for (int j = 0; j < kCount / 4; ++j) most = fmaxf(most, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
-      most = quad_max(most);
-      const float base = most == -INFINITY ? 0.f : most * scale2;
-      shrink[r] = fast_exp2(top[r] * scale2 - base);
-      top[r] = most;
-      sum[r] *= shrink[r];
-#pragma unroll
-      for (int j = 0; j < kCount / 4; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float p = fast_exp2(s[4 * j + 2 * r + e] * scale2 - base);
-          s[4 * j + 2 * r + e] = p;
-          sum[r] += p;
-        }
-    }
-  }
-};
 
 // Writes the output rows of one piece, or the part of them.
 template <int kWidth, int kOut>
@@ -192,25 +135,21 @@ __device__ void forward_products(const ForwardArguments& x, ForwardShared<kWidth
   using Output = Wgmma<kOut>;
   const int lane = int(threadIdx.x) % 32;
   const uint64_t q = rows_operand(s.q + group * panel_bytes(64));
-  uint64_t k[kStages], v[kStages];
-#pragma unroll
-  for (int i = 0; i < kStages; ++i) {
-    k[i] = rows_operand(s.k[i]);
-    v[i] = columns_operand(s.v[i], kKeys);
-  }
-  const auto multiply_keys = [&](const Ring& at, float (&scores)[kKeys / 2]) {
+  const uint64_t k = rows_operand(s.k[0]), v = columns_operand(s.v[0], kKeys);
+  constexpr int kStep = int(sizeof(s.k[0])) >> 4;  // from stage to stage of a descriptor
+  const auto multiply_keys = [&](const Ring<kStages>& at, float (&scores)[kKeys / 2]) {
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < kWidth; c += 16)
       Scores::template run<0>(scores, q + rows_operand_step(kTileQueries, c),
-                              (at.stage ? k[1] : k[0]) + rows_operand_step(kKeys, c), c > 0);
+                              k + uint32_t(at.stage * kStep) + rows_operand_step(kKeys, c), c > 0);
     wgmma_commit();
   };
-  const auto multiply_values = [&](const Ring& at, const uint32_t (&p)[kKeys / 4], float (&o)[kOut / 2], bool add) {
+  const auto multiply_values = [&](const Ring<kStages>& at, const uint32_t (&p)[kKeys / 4], float (&o)[kOut / 2], bool add) {
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < kKeys; c += 16)
-      Output::template run<1>(o, p + c / 4, (at.stage ? v[1] : v[0]) + columns_operand_step(c), c > 0 || add);
+      Output::template run<1>(o, p + c / 4, v + uint32_t(at.stage * kStep) + columns_operand_step(c), c > 0 || add);
     wgmma_commit();
   };
   const auto release = [&](uint64_t* barrier) {
@@ -220,7 +159,7 @@ __device__ void forward_products(const ForwardArguments& x, ForwardShared<kWidth
   constexpr int kTurn = 1;  // named barriers kTurn + group
   if (group == 1) named_arrive(kTurn, 256);
 
-  Ring ring;
+  Ring<kStages> ring;
   Piece piece;
   for (int i = 0; piece_of(x.division, i, piece); ++i) {
     const int b = piece.tile / x.query_tiles / x.heads, last = min(piece.last, tiles_limit);
@@ -236,11 +175,11 @@ __device__ void forward_products(const ForwardArguments& x, ForwardShared<kWidth
     wgmma_wait<0>();
     pin(scores);
     release(&s.k_empty[ring.stage]);
-    mask_scores<kKeys, kMasked>(x, mask, piece.first, scores);
+    mask_scores<kKeys, kMasked>(x.keys, mask, piece.first, scores);
     softmax.weigh(scores, x.scale2, shrink);
     to_operand(scores, p);
     for (int tile = piece.first + 1; tile < last; ++tile) {
-      const Ring before = ring;
+      const Ring<kStages> before = ring;
       ring.next();
       barrier_wait(&s.k_full[ring.stage], ring.parity);
       named_sync(kTurn + group, 256);
@@ -251,7 +190,7 @@ __device__ void forward_products(const ForwardArguments& x, ForwardShared<kWidth
       wgmma_wait<1>();
       pin(scores);
       release(&s.k_empty[ring.stage]);
-      mask_scores<kKeys, kMasked>(x, mask, tile, scores);
+      mask_scores<kKeys, kMasked>(x.keys, mask, tile, scores);
       softmax.weigh(scores, x.scale2, shrink);
       wgmma_wait<0>();
       pin(o);

@@ -77,6 +77,17 @@ __device__ inline void named_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Which of kStages buffers comes next, and the parity of its barrier.
+template <int kStages>
+struct Ring {
+  int stage = 0, parity = 0;
+  __device__ void next() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
 // --- Copies ----------------------------------------------------------------------------------------------
 // One panel: the box at (channel, head, row, batch) of a head_rows_map. One thread calls it.
 __device__ inline void load_panel(const CUtensorMap* map, uint64_t* barrier, void* to, int channel, int head,
@@ -93,6 +104,13 @@ __device__ void load_tile(const CUtensorMap* map, uint64_t* barrier, unsigned ch
 #pragma unroll
   for (int p = 0; p < panels_of(kColumns); ++p)
     load_panel(map, barrier, to + p * panel_bytes(kRows), p * kPanelColumns, head, row, batch);
+}
+// `bytes` (a multiple of 16) of dense memory; both addresses 16-byte aligned.
+__device__ inline void load_bytes(const void* from, uint64_t* barrier, void* to, int bytes) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
 }
 __device__ inline void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -204,16 +222,6 @@ RIVULET_WGMMA(176, RIVULET_D88, "%88", "%89", "%90", "%91", "%92", "%93", "%94",
 #undef RIVULET_F8
 #undef RIVULET_F4
 // clang-format on
-
-// Accumulators 4 j .. as bf16 pairs: what Wgmma::run takes as its `a` of columns 16 i at out + 4 i.
-template <int kCount>
-__device__ void to_operand(const float (&d)[kCount], uint32_t (&out)[kCount / 2]) {
-#pragma unroll
-  for (int i = 0; i < kCount / 2; ++i) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(d[2 * i], d[2 * i + 1]);
-    out[i] = reinterpret_cast<const uint32_t&>(pair);
-  }
-}
 
 #endif  // RIVULET_SM90A
 
