@@ -7,11 +7,12 @@ namespace {
 
 int64_t padded(int64_t d) { return (d + 7) / 8 * 8; }
 
-// x itself when the kernels can read it in place: rows of whole 16 bytes on 16-byte addresses. Otherwise a dense
-// copy with the head dim padded by zeros, which change no score.
+// x itself when the kernels can read it in place: rows of whole 16 bytes on 16-byte addresses. Otherwise a
+// dense copy with the head dim padded by zeros, which change no score.
 Tensor in_16_bytes(const Tensor& x) {
   bool fits = x.dim(3) % 8 == 0 && x.strides()[3] == 1 && is_aligned(x.raw(), 16);
-  for (int i = 0; i < 3; ++i) fits = fits && (x.dim(i) == 1 || (x.strides()[i] > 0 && x.strides()[i] % 8 == 0));
+  for (int i = 0; i < 3; ++i)
+    fits = fits && (x.dim(i) == 1 || (x.strides()[i] > 0 && x.strides()[i] % 8 == 0));
   if (fits) return x;
   const int64_t d = x.dim(3);
   const Tensor to({x.dim(0), x.dim(1), x.dim(2), padded(d)}, x.dtype(), x.device());
@@ -72,9 +73,9 @@ void attention_bf16(const Tensor& q, const Tensors& k, const Tensors& v, double 
   deliver(out, to);
 }
 
-void attention_bf16_backward(const Tensor& dout, const Tensor& q, const Tensors& k, const Tensors& v, double scale,
-                             const Tensor& mask, const Tensor& out, const Tensor& lse, const Tensor& dq,
-                             const Tensors& dk, const Tensors& dv) {
+void attention_bf16_backward(const Tensor& dout, const Tensor& q, const Tensors& k, const Tensors& v,
+                             double scale, const Tensor& mask, const Tensor& out, const Tensor& lse,
+                             const Tensor& dq, const Tensors& dk, const Tensors& dv) {
   if (q.numel() == 0) {
     for (size_t i = 0; i < dk.size(); ++i) {
       dk[i].fill(0);
@@ -84,7 +85,8 @@ void attention_bf16_backward(const Tensor& dout, const Tensor& q, const Tensors&
   }
   BackwardInput in{input(q, k, v, scale, mask), in_16_bytes(dout), {}};
   const int64_t batch = q.dim(0), queries = q.dim(1), heads = q.dim(2);
-  const int64_t stat_rows = (queries + kStatRows - 1) / kStatRows * kStatRows, rows = batch * heads * stat_rows;
+  const int64_t stat_rows = (queries + kStatRows - 1) / kStatRows * kStatRows,
+                rows = batch * heads * stat_rows;
   in.stats = Tensor({batch, heads, stat_rows, 2}, DType::f32, Device::cuda);
   const Tensor y = in_16_bytes(out);
   launch({blocks_for(rows, kThreads / 32), kThreads}, stats_kernel, int(queries), int(heads), int(y.dim(3)),

@@ -54,7 +54,8 @@ struct BackwardInput : ForwardInput {
 
 void attention_wgmma(const ForwardInput& in, const Tensor& out, const Tensor& lse);
 void attention_mma(const ForwardInput& in, const Tensor& out, const Tensor& lse);
-void attention_backward_wgmma(const BackwardInput& in, const Tensor& dq, const Tensors& dk, const Tensors& dv);
+void attention_backward_wgmma(const BackwardInput& in, const Tensor& dq, const Tensors& dk,
+                              const Tensors& dv);
 void attention_backward_mma(const BackwardInput& in, const Tensor& dq, const Tensors& dk, const Tensors& dv);
 
 // 2^x, accurate to two units in the last place.

@@ -97,8 +97,8 @@ __device__ void forward_copies(const ForwardArguments& x, ForwardShared<kWidth, 
 
 // Writes the output rows of one piece, or the part of them.
 template <int kWidth, int kOut>
-__device__ void forward_results(const ForwardArguments& x, const Piece& piece, int group, const float (&o)[kOut / 2],
-                                const OnlineSoftmax& softmax) {
+__device__ void forward_results(const ForwardArguments& x, const Piece& piece, int group,
+                                const float (&o)[kOut / 2], const OnlineSoftmax& softmax) {
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
   const int bh = piece.tile / x.query_tiles, b = bh / x.heads, h = bh % x.heads;
 #pragma unroll
@@ -137,7 +137,7 @@ __device__ void forward_products(const ForwardArguments& x, ForwardShared<kWidth
   const uint64_t q = rows_operand(s.q + group * panel_bytes(64));
   const uint64_t k = rows_operand(s.k[0]), v = columns_operand(s.v[0], kKeys);
   constexpr int kStep = int(sizeof(s.k[0])) >> 4;  // from stage to stage of a descriptor
-  const auto multiply_keys = [&](const Ring<kStages>& at, float (&scores)[kKeys / 2]) {
+  const auto multiply_keys = [&](const Ring<kStages>& at, float(&scores)[kKeys / 2]) {
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < kWidth; c += 16)
@@ -145,11 +145,13 @@ __device__ void forward_products(const ForwardArguments& x, ForwardShared<kWidth
                               k + uint32_t(at.stage * kStep) + rows_operand_step(kKeys, c), c > 0);
     wgmma_commit();
   };
-  const auto multiply_values = [&](const Ring<kStages>& at, const uint32_t (&p)[kKeys / 4], float (&o)[kOut / 2], bool add) {
+  const auto multiply_values = [&](const Ring<kStages>& at, const uint32_t(&p)[kKeys / 4],
+                                   float(&o)[kOut / 2], bool add) {
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < kKeys; c += 16)
-      Output::template run<1>(o, p + c / 4, v + uint32_t(at.stage * kStep) + columns_operand_step(c), c > 0 || add);
+      Output::template run<1>(o, p + c / 4, v + uint32_t(at.stage * kStep) + columns_operand_step(c),
+                              c > 0 || add);
     wgmma_commit();
   };
   const auto release = [&](uint64_t* barrier) {
@@ -218,7 +220,8 @@ template <int kWidth, int kOut, int kKeys, bool kMasked>
 __global__ void __launch_bounds__(kBlock, 1) forward_kernel(const __grid_constant__ ForwardArguments x) {
 #ifdef RIVULET_SM90A
   extern __shared__ unsigned char raw[];
-  auto& s = *reinterpret_cast<ForwardShared<kWidth, kKeys>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+  auto& s = *reinterpret_cast<ForwardShared<kWidth, kKeys>*>((reinterpret_cast<uintptr_t>(raw) + 1023) /
+                                                             1024 * 1024);
   int tiles_limit = x.keys.tiles;
   // A block of a masked launch has one tile of queries.
   if constexpr (kMasked) {
@@ -279,7 +282,8 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
   Pack<__nv_bfloat16, 4> to;
 #pragma unroll
   for (int e = 0; e < 4; ++e) to.v[e] = __float2bfloat16(o[e] / sum);
-  store_pack(x.out + ((int64_t(bh / x.heads) * x.queries + query) * x.heads + bh % x.heads) * x.d + 4 * lane, to);
+  store_pack(x.out + ((int64_t(bh / x.heads) * x.queries + query) * x.heads + bh % x.heads) * x.d + 4 * lane,
+             to);
 }
 
 int processors() {
@@ -328,8 +332,7 @@ void forward(const ForwardInput& in, const Tensor& out, const Tensor& lse) {
   const size_t bytes = sizeof(ForwardShared<kWidth, kKeys>) + 1024;
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
   launch({dim3(division.blocks), kBlock, bytes}, kernel, x);
-  if (parts)
-    launch({dim3(division.rest, kTileQueries / (kThreads / 32)), kThreads}, combine_kernel, x);
+  if (parts) launch({dim3(division.rest, kTileQueries / (kThreads / 32)), kThreads}, combine_kernel, x);
 }
 
 }  // namespace

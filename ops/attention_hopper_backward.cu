@@ -55,11 +55,13 @@ template <int kWidth, int kPassing>
 __device__ void multiply_rows(uint64_t a, uint64_t b, float (&d)[kPassing / 2]) {
 #pragma unroll
   for (int c = 0; c < kWidth; c += 16)
-    Wgmma<kPassing>::template run<0>(d, a + rows_operand_step(kRows, c), b + rows_operand_step(kPassing, c), c > 0);
+    Wgmma<kPassing>::template run<0>(d, a + rows_operand_step(kRows, c), b + rows_operand_step(kPassing, c),
+                                     c > 0);
 }
 // d (+)= p b
 template <int kWidth, int kPassing>
-__device__ void multiply_columns(const uint32_t (&p)[kPassing / 4], uint64_t b, float (&d)[kWidth / 2], bool add) {
+__device__ void multiply_columns(const uint32_t (&p)[kPassing / 4], uint64_t b, float (&d)[kWidth / 2],
+                                 bool add) {
 #pragma unroll
   for (int c = 0; c < kPassing; c += 16)
     Wgmma<kWidth>::template run<1>(d, p + c / 4, b + columns_operand_step(c), c > 0 || add);
@@ -67,8 +69,8 @@ __device__ void multiply_columns(const uint32_t (&p)[kPassing / 4], uint64_t b, 
 
 // This thread's two rows of a result [rows, kWidth], times factor.
 template <int kWidth>
-__device__ void store_rows(const float (&o)[kWidth / 2], float factor, __nv_bfloat16* to, int64_t stride, int first,
-                           int rows, int d) {
+__device__ void store_rows(const float (&o)[kWidth / 2], float factor, __nv_bfloat16* to, int64_t stride,
+                           int first, int rows, int d) {
   const int lane = int(threadIdx.x) % 32;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -83,8 +85,8 @@ __device__ void store_rows(const float (&o)[kWidth / 2], float factor, __nv_bflo
 }
 
 template <int kWidth, int kKeys, bool kMasked>
-__device__ void query_grad_products(const BackwardArguments& x, BackwardShared<kWidth, kKeys>& s, int tiles, int b,
-                                    int h, int q0, int group) {
+__device__ void query_grad_products(const BackwardArguments& x, BackwardShared<kWidth, kKeys>& s, int tiles,
+                                    int b, int h, int q0, int group) {
   constexpr int kTile = BackwardShared<kWidth, kKeys>::kTile, kStep = 2 * kTile >> 4;
   const int lane = int(threadIdx.x) % 32, first_row = q0 + group * 64 + int(threadIdx.x) / 32 % 4 * 16;
   const uint8_t* mask = kMasked ? x.mask + int64_t(b) * x.keys.keys : nullptr;
@@ -148,13 +150,13 @@ __device__ void query_grad_products(const BackwardArguments& x, BackwardShared<k
   wgmma_wait<0>();
   pin(sum);
   if (group == 0) named_sync(kTurn, 256);  // takes the last turn, which nobody else would
-  store_rows<kWidth>(sum, x.scale, x.dq + (int64_t(b) * x.queries * x.heads + h) * x.d, int64_t(x.heads) * x.d,
-                     first_row, x.queries, x.d);
+  store_rows<kWidth>(sum, x.scale, x.dq + (int64_t(b) * x.queries * x.heads + h) * x.d,
+                     int64_t(x.heads) * x.d, first_row, x.queries, x.d);
 }
 
 template <int kWidth, int kQueries, bool kMasked, bool kOverlap>
-__device__ void key_grad_products(const BackwardArguments& x, BackwardShared<kWidth, kQueries>& s, int tiles, int b,
-                                  int h, int segment, int k0, int group) {
+__device__ void key_grad_products(const BackwardArguments& x, BackwardShared<kWidth, kQueries>& s, int tiles,
+                                  int b, int h, int segment, int k0, int group) {
   constexpr int kTile = BackwardShared<kWidth, kQueries>::kTile, kStep = 2 * kTile >> 4;
   const int lane = int(threadIdx.x) % 32, first_row = k0 + group * 64 + int(threadIdx.x) / 32 % 4 * 16;
   const int rows = x.keys.rows[segment];
@@ -218,39 +220,39 @@ __device__ void key_grad_products(const BackwardArguments& x, BackwardShared<kWi
       if (lane == 0) barrier_arrive(&s.empty[ring.stage]);
     }
   } else {
-  if (group == 1) named_arrive(kTurn, 256);
-  barrier_wait(&s.full[0], 0);
-  named_sync(kTurn + group, 256);
-  begin(ring);
-  named_arrive(kTurn + (group ^ 1), 256);
-  wgmma_wait<0>();
-  grade(ring);
-  to_operand(p, p16);
-  to_operand(dp, ds16);
-  for (int tile = 1; tile < tiles; ++tile) {
-    const Ring<kStages> before = ring;
-    ring.next();
-    barrier_wait(&s.full[ring.stage], ring.parity);
+    if (group == 1) named_arrive(kTurn, 256);
+    barrier_wait(&s.full[0], 0);
     named_sync(kTurn + group, 256);
     begin(ring);
-    add_queries(before, tile > 1);
     named_arrive(kTurn + (group ^ 1), 256);
-    wgmma_wait<1>();
+    wgmma_wait<0>();
     grade(ring);
+    to_operand(p, p16);
+    to_operand(dp, ds16);
+    for (int tile = 1; tile < tiles; ++tile) {
+      const Ring<kStages> before = ring;
+      ring.next();
+      barrier_wait(&s.full[ring.stage], ring.parity);
+      named_sync(kTurn + group, 256);
+      begin(ring);
+      add_queries(before, tile > 1);
+      named_arrive(kTurn + (group ^ 1), 256);
+      wgmma_wait<1>();
+      grade(ring);
+      wgmma_wait<0>();
+      pin(dk);
+      pin(dv);
+      pin(p16);
+      pin(ds16);
+      if (lane == 0) barrier_arrive(&s.empty[before.stage]);
+      to_operand(p, p16);
+      to_operand(dp, ds16);
+    }
+    add_queries(ring, tiles > 1);
     wgmma_wait<0>();
     pin(dk);
     pin(dv);
-    pin(p16);
-    pin(ds16);
-    if (lane == 0) barrier_arrive(&s.empty[before.stage]);
-    to_operand(p, p16);
-    to_operand(dp, ds16);
-  }
-  add_queries(ring, tiles > 1);
-  wgmma_wait<0>();
-  pin(dk);
-  pin(dv);
-  if (group == 0) named_sync(kTurn, 256);
+    if (group == 0) named_sync(kTurn, 256);
   }
   const int64_t at = (int64_t(b) * rows * x.heads + h) * x.d, stride = int64_t(x.heads) * x.d;
   store_rows<kWidth>(dk, x.scale, x.dk[segment] + at, stride, first_row, rows, x.d);
@@ -324,7 +326,8 @@ __global__ void __launch_bounds__(kBlock, 1) key_grad_kernel(const __grid_consta
     }
   } else {
     registers_up<240>();
-    key_grad_products<kWidth, kQueries, kMasked, kOverlap>(x, s, tiles, b, h, segment, k0, int(threadIdx.x) / 128 - 1);
+    key_grad_products<kWidth, kQueries, kMasked, kOverlap>(x, s, tiles, b, h, segment, k0,
+                                                           int(threadIdx.x) / 128 - 1);
   }
 #endif
 }
@@ -372,14 +375,15 @@ void backward(const BackwardInput& in, const Tensor& dq, const Tensors& dk, cons
       masked ? query_grad_kernel<kWidth, kKeys, true> : query_grad_kernel<kWidth, kKeys, false>, of_queries,
       int(blocks_for(of_queries.queries, kRows)), batch);
   const BackwardArguments of_keys = arguments(in, dq, dk, dv, kQueries, kRows);
-  run<BackwardShared<kWidth, kQueries>>(
-      masked ? key_grad_kernel<kWidth, kQueries, true, kOverlap> : key_grad_kernel<kWidth, kQueries, false, kOverlap>, of_keys,
-      of_keys.keys.tiles, batch);
+  run<BackwardShared<kWidth, kQueries>>(masked ? key_grad_kernel<kWidth, kQueries, true, kOverlap>
+                                               : key_grad_kernel<kWidth, kQueries, false, kOverlap>,
+                                        of_keys, of_keys.keys.tiles, batch);
 }
 
 }  // namespace
 
-void attention_backward_wgmma(const BackwardInput& in, const Tensor& dq, const Tensors& dk, const Tensors& dv) {
+void attention_backward_wgmma(const BackwardInput& in, const Tensor& dq, const Tensors& dk,
+                              const Tensors& dv) {
   const int64_t d = in.q.dim(3);
   if (d <= 64)
     backward<64, 96, 64, true>(in, dq, dk, dv);

@@ -1,5 +1,5 @@
-// bf16 attention for every GPU from sm_80 on. A block has 64 queries (or, for the gradients of keys and values,
-// 64 keys) and walks over the others; scores, weights and sums stay in registers.
+// bf16 attention for every GPU from sm_80 on. A block has 64 queries (or, for the gradients of keys and
+// values, 64 keys) and walks over the others; scores, weights and sums stay in registers.
 #include "ops/attention_mma.cuh"
 
 namespace rivulet::cuda {
@@ -19,8 +19,8 @@ struct MmaArguments {
 
 // A pair of rows of a block's result: row r and r + 8 of this thread, first column 2 (lane % 4).
 template <int kWidth>
-__device__ void store_rows(const float (&o)[kWidth / 2], const float (&factor)[2], __nv_bfloat16* to, int64_t stride,
-                           int first, int rows, int d) {
+__device__ void store_rows(const float (&o)[kWidth / 2], const float (&factor)[2], __nv_bfloat16* to,
+                           int64_t stride, int first, int rows, int d) {
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(kMmaThreads) forward_kernel(const __grid_const
       x.lse[(int64_t(b) * x.heads + h) * x.queries + row] =
           sum == 0 ? INFINITY : softmax.top[r] * (x.scale * kLog2Ef) + __log2f(sum);
   }
-  store_rows<kWidth>(o, inverse, x.out + (int64_t(b) * x.queries * x.heads + h) * x.d, int64_t(x.heads) * x.d, q0,
-                     x.queries, x.d);
+  store_rows<kWidth>(o, inverse, x.out + (int64_t(b) * x.queries * x.heads + h) * x.d, int64_t(x.heads) * x.d,
+                     q0, x.queries, x.d);
 }
 
 // dq of 64 queries.
@@ -137,7 +137,8 @@ __global__ void __launch_bounds__(kMmaThreads, 2) query_grad_kernel(const __grid
       tiles, shared, 2 * Tile::kElements,
       [&](int tile, __nv_bfloat16* to) { copy_keys<kWidth>(x, tile, b, h, to); },
       [&](int tile, const __nv_bfloat16* keys) {
-        const int segment = x.keys.segment_of_tile(tile), row = (tile - x.keys.tiles_before[segment]) * kMmaRows;
+        const int segment = x.keys.segment_of_tile(tile),
+                  row = (tile - x.keys.tiles_before[segment]) * kMmaRows;
         const uint8_t* tile_mask = kMasked ? mask + x.keys.keys_before[segment] + row : nullptr;
 #pragma unroll 1
         for (int first = 0; first < kMmaRows; first += kStep) {
@@ -158,8 +159,8 @@ __global__ void __launch_bounds__(kMmaThreads, 2) query_grad_kernel(const __grid
         }
       });
   const float factor[2] = {x.scale, x.scale};
-  store_rows<kWidth>(sum, factor, x.dq + (int64_t(b) * x.queries * x.heads + h) * x.d, int64_t(x.heads) * x.d, q0,
-                     x.queries, x.d);
+  store_rows<kWidth>(sum, factor, x.dq + (int64_t(b) * x.queries * x.heads + h) * x.d, int64_t(x.heads) * x.d,
+                     q0, x.queries, x.d);
 }
 
 // dk and dv of 64 keys: the same products transposed, rows are keys and columns queries.
@@ -175,8 +176,8 @@ __global__ void __launch_bounds__(kMmaThreads, 2) key_grad_kernel(const __grid_c
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = k0 + int(threadIdx.x) / 32 * 16 + int(threadIdx.x) % 32 / 4 + 8 * r;
-    counts[r] = row < rows &&
-                (!kMasked || x.mask[int64_t(b) * x.keys.keys + x.keys.keys_before[segment] + row] != 0);
+    counts[r] =
+        row < rows && (!kMasked || x.mask[int64_t(b) * x.keys.keys + x.keys.keys_before[segment] + row] != 0);
   }
   // A tile of keys that nothing attends to has zero gradients without a walk over the queries.
   const bool any = __syncthreads_or(counts[0] || counts[1]) != 0;

@@ -14,7 +14,10 @@ struct Rows16 {
   int64_t step_b = 0, stride = 0, step_h = 0;
   Rows16() = default;
   explicit Rows16(const Tensor& x)
-      : p(pointer<__nv_bfloat16>(x)), step_b(x.strides()[0]), stride(x.strides()[1]), step_h(x.strides()[2]) {}
+      : p(pointer<__nv_bfloat16>(x)),
+        step_b(x.strides()[0]),
+        stride(x.strides()[1]),
+        step_h(x.strides()[2]) {}
   __device__ const __nv_bfloat16* at(int b, int h) const { return p + b * step_b + h * step_h; }
 };
 
@@ -48,7 +51,8 @@ __device__ inline void load_transposed(uint32_t (&r)[4], const __nv_bfloat16* ro
 // d [16, 8] += a [16, 16] b [16, 8]
 __device__ inline void mma(float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, "
       "%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -61,7 +65,8 @@ struct MmaTile {
   using Output = float[kWidth / 2];   // [16, kWidth]
 
   // Starts copying rows first .. first + 64 of x, zeros beyond `rows` and d.
-  static __device__ void copy(const __nv_bfloat16* x, int64_t stride, int first, int rows, int d, __nv_bfloat16* to) {
+  static __device__ void copy(const __nv_bfloat16* x, int64_t stride, int first, int rows, int d,
+                              __nv_bfloat16* to) {
     constexpr int kChunks = kWidth / 8;
     for (int at = int(threadIdx.x); at < kMmaRows * kChunks; at += kMmaThreads) {
       const int r = at / kChunks, c = at % kChunks * 8;
@@ -74,7 +79,8 @@ struct MmaTile {
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
     const __nv_bfloat16* row = tile + (warp * 16 + lane % 16) * kPitch + lane / 16 * 8;
 #pragma unroll
-    for (int c = 0; c < kWidth / 16; ++c) load_matrices(reinterpret_cast<uint32_t(&)[4]>(a[4 * c]), row + 16 * c);
+    for (int c = 0; c < kWidth / 16; ++c)
+      load_matrices(reinterpret_cast<uint32_t(&)[4]>(a[4 * c]), row + 16 * c);
   }
 
   // s [16, kColumns] = a b', b the first kColumns rows at `tile`
@@ -97,7 +103,8 @@ struct MmaTile {
 
   // o += p b, p [16, kColumns], b the first kColumns rows at `tile`
   template <int kColumns>
-  static __device__ void multiply_columns(const uint32_t (&p)[kColumns / 4], const __nv_bfloat16* tile, Output& o) {
+  static __device__ void multiply_columns(const uint32_t (&p)[kColumns / 4], const __nv_bfloat16* tile,
+                                          Output& o) {
     const int lane = int(threadIdx.x) % 32;
     const __nv_bfloat16* row = tile + lane % 16 * kPitch + lane / 16 * 8;
 #pragma unroll

@@ -8,7 +8,8 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   static const auto kEncode = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found{};
-    cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
+    cuda_check(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
     check(found == cudaDriverEntryPointSuccess, "cuda: this driver has no cuTensorMapEncodeTiled");
     return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
   }();
@@ -28,12 +29,11 @@ CUtensorMap head_rows_map(const Tensor& x, int box_rows) {
   }
   const cuuint32_t box[kDims] = {kPanelColumns, 1, cuuint32_t(box_rows), 1}, every[kDims] = {1, 1, 1, 1};
   CUtensorMap map{};
-  const CUresult result =
-      encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kDims, x.raw(), sizes, strides, box, every,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  check(result == CUDA_SUCCESS, "cuda: no tensor map for shape ", x.shape(), ", strides ", x.strides(), ", error ",
-        int(result));
+  const CUresult result = encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kDims, x.raw(), sizes, strides,
+                                    box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  check(result == CUDA_SUCCESS, "cuda: no tensor map for shape ", x.shape(), ", strides ", x.strides(),
+        ", error ", int(result));
   return map;
 }
 

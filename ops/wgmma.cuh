@@ -23,7 +23,9 @@ constexpr int kPanelColumns = 64, kPanelRowBytes = 128;
 
 // Bytes of a tile of `rows` rows, `columns` wide.
 __host__ __device__ constexpr int panel_bytes(int rows) { return rows * kPanelRowBytes; }
-__host__ __device__ constexpr int panels_of(int columns) { return (columns + kPanelColumns - 1) / kPanelColumns; }
+__host__ __device__ constexpr int panels_of(int columns) {
+  return (columns + kPanelColumns - 1) / kPanelColumns;
+}
 
 // True when the GPU in use runs sm_90a code.
 inline bool has_wgmma() {
@@ -48,13 +50,16 @@ __device__ inline void barrier_init(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals));
 }
 // Makes barrier_init visible to the copy engine; a __syncthreads must follow.
-__device__ inline void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ inline void barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 __device__ inline void barrier_arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 // Arrives and announces bytes that bulk copies will bring.
 __device__ inline void barrier_expect(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
                : "memory");
 }
 // Waits until the phase of this parity has completed (phases count 0, 1, 0, ...).
@@ -93,24 +98,27 @@ struct Ring {
 __device__ inline void load_panel(const CUtensorMap* map, uint64_t* barrier, void* to, int channel, int head,
                                   int row, int batch) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
+      "%5, "
       "%6}], [%2];" ::"r"(shared_address(to)),
       "l"(map), "r"(shared_address(barrier)), "r"(channel), "r"(head), "r"(row), "r"(batch)
       : "memory");
 }
 // All panels of a tile of kRows rows, `kColumns` wide.
 template <int kRows, int kColumns>
-__device__ void load_tile(const CUtensorMap* map, uint64_t* barrier, unsigned char* to, int head, int row, int batch) {
+__device__ void load_tile(const CUtensorMap* map, uint64_t* barrier, unsigned char* to, int head, int row,
+                          int batch) {
 #pragma unroll
   for (int p = 0; p < panels_of(kColumns); ++p)
     load_panel(map, barrier, to + p * panel_bytes(kRows), p * kPanelColumns, head, row, batch);
 }
 // `bytes` (a multiple of 16) of dense memory; both addresses 16-byte aligned.
 __device__ inline void load_bytes(const void* from, uint64_t* barrier, void* to, int bytes) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
 }
 __device__ inline void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
