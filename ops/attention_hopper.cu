@@ -7,7 +7,7 @@
 namespace rivulet::cuda {
 namespace {
 
-constexpr int kTileQueries = 128, kStages = 2, kComputeWarps = 8, kBlock = 384;
+constexpr int kTileQueries = 128, kStages = 2, kBlock = 384;
 
 // How the tiles of queries are shared out. Each block has `whole` tiles for itself; the rest, too few to
 // fill all blocks, are cut along the keys, and their parts put together by combine_kernel.
@@ -30,6 +30,29 @@ struct Division {
   __host__ __device__ int begin(int c) const { return int(int64_t(c) * rest * key_tiles / cutters); }
 };
 
+struct ForwardArguments {
+  CUtensorMap q, k[kMaxSegments], v[kMaxSegments];
+  KeyTiles keys;
+  Division division;
+  int queries, query_tiles, heads, d;
+  float scale2;
+  const uint8_t* mask;
+  __nv_bfloat16* out;
+  float *lse, *part_out, *part_lse;  // parts: [slot, query, d] and [slot, query]
+};
+
+template <int kWidth, int kKeys>
+struct ForwardShared {
+  alignas(1024) unsigned char q[panels_of(kWidth) * panel_bytes(kTileQueries)];
+  unsigned char k[kStages][panels_of(kWidth) * panel_bytes(kKeys)];
+  unsigned char v[kStages][panels_of(kWidth) * panel_bytes(kKeys)];
+  uint64_t q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+};
+
+#ifdef RIVULET_SM90A
+
+constexpr int kComputeWarps = 8;
+
 // Key tiles [first, last) of one tile of queries. slot: where a part's result goes, -1 for a whole tile.
 struct Piece {
   int tile, first, last, slot;
@@ -51,27 +74,6 @@ __device__ bool piece_of(const Division& d, int i, Piece& piece) {
   if (last - first == d.key_tiles) piece.slot = -1;
   return true;
 }
-
-struct ForwardArguments {
-  CUtensorMap q, k[kMaxSegments], v[kMaxSegments];
-  KeyTiles keys;
-  Division division;
-  int queries, query_tiles, heads, d;
-  float scale2;
-  const uint8_t* mask;
-  __nv_bfloat16* out;
-  float *lse, *part_out, *part_lse;  // parts: [slot, query, d] and [slot, query]
-};
-
-template <int kWidth, int kKeys>
-struct ForwardShared {
-  alignas(1024) unsigned char q[panels_of(kWidth) * panel_bytes(kTileQueries)];
-  unsigned char k[kStages][panels_of(kWidth) * panel_bytes(kKeys)];
-  unsigned char v[kStages][panels_of(kWidth) * panel_bytes(kKeys)];
-  uint64_t q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
-};
-
-#ifdef RIVULET_SM90A
 
 template <int kWidth, int kKeys>
 __device__ void forward_copies(const ForwardArguments& x, ForwardShared<kWidth, kKeys>& s, int tiles_limit) {

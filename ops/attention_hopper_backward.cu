@@ -7,8 +7,7 @@
 namespace rivulet::cuda {
 namespace {
 
-constexpr int kRows = 128, kStages = 3, kComputeWarps = 8, kBlock = 384;
-constexpr int kTurn = 1;  // named barriers kTurn + warpgroup: turns on the tensor cores
+constexpr int kRows = 128, kStages = 3, kBlock = 384;
 
 struct BackwardArguments {
   CUtensorMap q, dout, k[kMaxSegments], v[kMaxSegments];
@@ -31,6 +30,9 @@ struct BackwardShared {
 };
 
 #ifdef RIVULET_SM90A
+
+constexpr int kComputeWarps = 8;
+constexpr int kTurn = 1;  // named barriers kTurn + warpgroup: turns on the tensor cores
 
 template <class Shared>
 __device__ void start_barriers(Shared& s) {
