@@ -30,6 +30,27 @@ struct GdnFusedInputs {
 // input but cos and sin, `start` included, also from `final`.
 GdnResult gdn_fused(const GdnFusedInputs& in, double key_scale, double norm_eps = 1e-5, float eps = 1e-8f);
 
+// What the bf16 kernels leave for the backward. D x D matrices of the states are [value, key].
+struct GdnFusedSaved {
+  Tensor r;       // [2, B*T*S] f32: 1 / RMS of q~ and of k~
+  Tensor angles;  // [T*S, D/2] i32: cos and sin as two f16
+  Tensor p;       // [B, H, T, D, D] bf16
+  Tensor p_z;     // the same in f32
+  Tensor m, r_m;  // [B, H, T, D, D] f32: the states M and R of every frame
+  Tensor z, r_z;  // [B, H, T, D] f32: their normalisers
+};
+
+// The inputs in bf16, their last dim dense and every row 16-byte aligned; q_norm, k_norm, cos, sin, decay
+// and start f32 and dense; beta bf16 or f32. `start` may be undefined.
+namespace cuda {
+bool gdn_fused_takes(int64_t head_dim);
+void gdn_fused(const GdnFusedInputs& in, double key_scale, double norm_eps, double eps, GdnResult& result,
+               GdnFusedSaved& saved);
+// grads.q, k, v, gate: bf16 [B, T, S, C]; the others f32. dfinal may hold undefined tensors.
+void gdn_fused_backward(const GdnFusedInputs& in, double key_scale, double eps, const GdnFusedSaved& saved,
+                        const Tensor& dout, const GdnState& dfinal, GdnFusedInputs& grads);
+}  // namespace cuda
+
 const OpCase& gdn_fused_case();
 
 }  // namespace rivulet
