@@ -39,7 +39,7 @@
   X(attention)                                                                             \
   X(rope)                                                                                  \
   X(gdn)                                                                                   \
-  X(glu_silu)                                                                              \
+  X(glu_silu) X(mul_silu)                                                                              \
   X(conv2d) X(conv3d)                                                                      \
   X(depthwise_conv3x3) X(depthwise_glu)                                                    \
   X(temporal_conv3)                                                                        \
