@@ -36,8 +36,10 @@ Tensor GdnAttention::operator()(const Tensor& u, const Grid& grid, const Rope& r
   const Tensor queries = relu(rms_norm(q(u), q_norm.weight, kQkNormEps));
   const Tensor keys = relu(rms_norm(k(u), k_norm.weight, kQkNormEps)) * key_scale;
   const Tensor beta = sigmoid(beta_proj(u));  // [B, T, S, nH]
-  const Tensor rate = softplus(gate_proj(mean(u, {2})) + dt_bias);
-  const Tensor decay = exp(neg(exp(A_log) * rate));  // [B, T, nH], in (0, 1]
+  // The decay is close to 1, where a half has no digits left: f32 from the gate's output on.
+  const DType wide = accumulate_dtype(u.dtype());
+  const Tensor rate = softplus(gate_proj(mean(u, {2})).to(wide) + dt_bias.to(wide));
+  const Tensor decay = exp(neg(exp(A_log.to(wide)) * rate));  // [B, T, nH], in (0, 1]
   const auto [out, state] =
       gdn(queries.reshape(per_head), keys.reshape(per_head), rotate(queries), rotate(keys),
           v(u).reshape(per_head), beta, decay, start, /*reverse_scan=*/true);

@@ -117,6 +117,9 @@ struct Value {
   }
 };
 
+template <UnaryOp op>
+constexpr bool kOfResult = slope_of_result(op);
+
 template <class T>
 struct Slope {
   UnaryOp which;
@@ -124,7 +127,7 @@ struct Slope {
   // What the slope is a function of, from what was saved.
   template <UnaryOp op>
   __device__ Wide<T> result_of(T saved) const {
-    if constexpr (slope_of_result(op) && kIsHalf<T>) return value_of<op>(Wide<T>(saved), p, q);
+    if constexpr (kOfResult<op> && kIsHalf<T>) return value_of<op>(Wide<T>(saved), p, q);
     return Wide<T>(saved);
   }
   template <int P>
