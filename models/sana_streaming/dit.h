@@ -87,7 +87,8 @@ class Dit {
   using BlockHook = std::function<void(int64_t block, const Tensor& hidden)>;
 
   // x: [B, 2 * latent channels, T, H, W], noisy target above clean source. t: [B] or per frame [B, T],
-  // in 0..1000. Returns the network's output [B, latent channels, T, H, W].
+  // in 0..1000. Returns the network's output [B, latent channels, T, H, W], in the dtype of the parameters
+  // (all of one; see convert() in nn/module.h).
   //   past    memory of the chunks before (null: none; frames count from 0)
   //   next    when given, receives past plus this chunk, detached: the cache pass
   Tensor operator()(const Tensor& x, const Tensor& t, const TextContext& text,
