@@ -17,6 +17,7 @@
 #include "ops/image.h"
 #include "ops/loss.h"
 #include "ops/matmul.h"
+#include "ops/mix.h"
 #include "ops/modulate.h"
 #include "ops/norm.h"
 #include "ops/norm_rope.h"
@@ -34,7 +35,7 @@
   X(pow_scalar) X(clamp) X(sigmoid) X(silu) X(relu) X(gelu_tanh) X(softplus) X(tanh)       \
   X(sin) X(cos)                                                                            \
   X(sum) X(mean) X(max) X(softmax) X(logsumexp)                                            \
-  X(matmul) X(linear) X(linear_silu)                                                       \
+  X(matmul) X(linear) X(linear_silu) X(mix)                                                \
   X(rms_norm) X(layer_norm)                                                                \
   X(modulate) X(layer_norm_modulate) X(gate_residual)                                      \
   X(gate_residual_norm) X(residual_norm) X(rms_norm_rope)                                  \

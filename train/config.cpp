@@ -41,6 +41,7 @@ void read_flow(Fields f, FlowOptions& flow) {
   f.optional("logit_mean", flow.logit_mean);
   f.optional("logit_std", flow.logit_std, above(0));
   f.optional("text_dropout", flow.text_dropout, between(0, 1));
+  f.optional("seam", flow.seam, between(0, 100));
   f.done();
 }
 
@@ -126,7 +127,8 @@ Json to_json(const TrainConfig& c) {
            {{"shift", c.flow.shift},
             {"logit_mean", c.flow.logit_mean},
             {"logit_std", c.flow.logit_std},
-            {"text_dropout", c.flow.text_dropout}}},
+            {"text_dropout", c.flow.text_dropout},
+            {"seam", c.flow.seam}}},
           {"clip", {{"width", c.width}, {"height", c.height}, {"frames", c.frames}}},
           {"data", c.data},
           {"model", c.model},

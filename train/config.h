@@ -14,7 +14,7 @@ namespace rivulet {
 //                  "groups": [{"pattern": "*.bias", "lr_scale": 1, "weight_decay": 0}]},
 //    "schedule": {"kind": "constant" or "cosine", "warmup": 100, "final_fraction": 0},
 //    "ema": {"decay": 0.999, "start_step": 200},
-//    "flow": {"shift": 3, "logit_mean": 0, "logit_std": 1, "text_dropout": 0.1},
+//    "flow": {"shift": 3, "logit_mean": 0, "logit_std": 1, "text_dropout": 0.1, "seam": 0},
 //    "clip": {"width": 256, "height": 144, "frames": 11},
 //    "data": {...}, "model": {...} or "file.json",
 //    "output": {"dir": "runs/brook", "checkpoint_every": 500, "keep": 3, "sample_every": 500, "log_every":
