@@ -39,12 +39,12 @@ ForwardInput input(const Tensor& q, const Tensors& k, const Tensors& v, double s
   return in;
 }
 
-// A text's keys, of which few are real: the small blocks of the mma.sync kernel hide each other's waits,
-// while the Hopper kernel has one block on a processor and nothing to overlap its start and end with.
+// Few keys, or a text's, of which few are real: the small blocks of the mma.sync kernel hide each other's
+// waits, while the Hopper kernel has one block on a processor and nothing to overlap its start and end with.
 bool few_keys(const ForwardInput& in) {
   int64_t keys = 0;
   for (const Tensor& k : in.k) keys += k.dim(1);
-  return in.mask.defined() && keys <= 512;
+  return keys <= (in.mask.defined() ? 512 : 128);
 }
 
 // stats[b, h, i] = (lse, dout_i . out_i), a warp per query. dout and out are dense.
