@@ -9,10 +9,11 @@ namespace {
 // --- 1 / RMS ---------------------------------------------------------------------------------------------
 constexpr int kRowsPerBlock = 8, kLoads = 9;  // loads of a lane on their way together
 
-// A warp per token of q (blockIdx.y 0) or k (1); the block's threads also pack their share of the angles.
+// A warp per token of q (blockIdx.y 0) or k (1). Those of k also make its betas, and all threads pack their
+// share of the angles.
 __global__ void __launch_bounds__(32 * kRowsPerBlock)
-    token_scale_kernel(FusedSizes n, FusedRows q, FusedRows k, float eps, float* r, int angle_count,
-                       const float* cos, const float* sin, uint32_t* angles) {
+    token_scale_kernel(FusedSizes n, FusedRows q, FusedRows k, BetaLogits logits, float eps, float* r,
+                       float* beta, int angle_count, const float* cos, const float* sin, uint32_t* angles) {
   const int row = int(blockIdx.x) * kRowsPerBlock + int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32,
             channels = n.h * n.d;
   if (row < n.tokens()) {
@@ -24,7 +25,8 @@ __global__ void __launch_bounds__(32 * kRowsPerBlock)
       uint4 v[kLoads];
 #pragma unroll
       for (int i = 0; i < kLoads; ++i)
-        v[i] = first + 256 * i < channels ? __ldg(reinterpret_cast<const uint4*>(p + first + 256 * i)) : uint4{};
+        v[i] =
+            first + 256 * i < channels ? __ldg(reinterpret_cast<const uint4*>(p + first + 256 * i)) : uint4{};
 #pragma unroll
       for (int i = 0; i < kLoads; ++i)
         for (const uint32_t w : {v[i].x, v[i].y, v[i].z, v[i].w}) {
@@ -34,6 +36,9 @@ __global__ void __launch_bounds__(32 * kRowsPerBlock)
     }
     sum = warp_reduce(sum, Plus{});
     if (lane == 0) r[blockIdx.y * n.tokens() + row] = rsqrtf(sum / float(channels) + eps);
+    if (blockIdx.y == 1)
+      for (int h = lane; h < n.h; h += 32)
+        beta[int64_t(row) * n.h + h] = logits.beta(frame / n.t, frame % n.t, row % n.s, h);
   }
   const int threads = int(gridDim.x * gridDim.y * blockDim.x),
             first = int((blockIdx.y * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x);
@@ -44,24 +49,19 @@ __global__ void __launch_bounds__(32 * kRowsPerBlock)
 }
 
 // --- Phase A ---------------------------------------------------------------------------------------------
-constexpr int kSumThreads = 256, kSumTokens = 32;
+constexpr int kSumThreads = 256, kSumTokens = 32, kRawStages = 2;
 
 template <int D>
 struct SumTraits {
-  static constexpr int kBlocks = D / 16;      // 16 x 16 blocks along a side
+  static constexpr int kBlocks = D / 16;  // 16 x 16 blocks along a side
   static constexpr int kHalf = (kBlocks + 1) / 2;
-  static constexpr int kPieces = D / 8;       // 16-byte pieces of a token
+  static constexpr int kPieces = D / 8;  // 16-byte pieces of a token
   static constexpr int kTokensPerPass = kSumThreads / kPieces >= 32 ? 32 : kSumThreads / kPieces / 16 * 16;
   static constexpr int kPasses = kSumTokens / kTokensPerPass;
   static constexpr int kTile = kSumTokens * padded(D);  // elements of one operand's tile
-  static constexpr size_t kShared = std::max<size_t>(2 * 3 * kTile * sizeof(half_t),
+  static constexpr int kRaw = kSumTokens * D;           // elements of one input's tile
+  static constexpr size_t kShared = std::max<size_t>((2 * 3 * kTile + kRawStages * 3 * kRaw) * sizeof(half_t),
                                                      (D * D + kTokensPerPass * D) * sizeof(float));
-};
-
-// What a thread has fetched for one token: its 8 channels of k and v, their angles, scale and strength.
-struct SumPiece {
-  uint4 k, v, angle;
-  float r, beta;
 };
 
 // The blocks (i, i + shift) of X'X for shifts 2 kWhich and 2 kWhich + 1; the other half follows by symmetry.
@@ -117,15 +117,14 @@ template <class F>
 __device__ void for_block(const float* acc, int i0, int j0, F&& f) {
   const int lane = int(threadIdx.x) % 32;
 #pragma unroll
-  for (int e = 0; e < 8; ++e)
-    f(i0 + lane / 4 + e % 4 / 2 * 8, j0 + e / 4 * 8 + lane % 4 * 2 + e % 2, acc[e]);
+  for (int e = 0; e < 8; ++e) f(i0 + lane / 4 + e % 4 / 2 * 8, j0 + e / 4 * 8 + lane % 4 * 2 + e % 2, acc[e]);
 }
 
 // A cluster of kSplit blocks per cell, each with its share of the frame's tokens; the partial sums meet in
 // shared memory and are added in order. Warps 0, 1: Pz; 2, 3: P; 4 .. 7: A' [value, key].
 template <int D, int kSplit>
 __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
-    sum_frame_kernel(FusedSizes n, FusedRows k, FusedRows v, BetaLogits logits, const float* norm,
+    sum_frame_kernel(FusedSizes n, FusedRows k, FusedRows v, const float* beta, const float* norm,
                      const float* r, const uint32_t* angles, float key_scale, half_t* p, float* p_z, float* a,
                      float* b) {
   using Traits = SumTraits<D>;
@@ -142,58 +141,80 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
   float weight[8], b_sum[8] = {}, acc[16][8] = {};
 #pragma unroll
   for (int i = 0; i < 8; ++i) weight[i] = norm[cell.h * D + 8 * piece + i];
-  SumPiece next[kPasses];
+  // A thread copies 16-byte pieces of k, v and the angles for itself, kRawStages tiles ahead of their use; a
+  // token's scale and strength come one tile ahead.
+  half_t* raw = tiles + 2 * 3 * kTile + 8 * int(threadIdx.x);
+  float next_r[kPasses], next_beta[kPasses];
+  const auto token_of = [&](int tile, int pass) {
+    return tile * kSumTokens + pass * Traits::kTokensPerPass + my_token;
+  };
+  const auto copy = [&](int tile) {
+    half_t* to = raw + (tile - begin) % kRawStages * 3 * Traits::kRaw;
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass, to += Traits::kTokensPerPass * D) {
+      const int token = token_of(tile, pass), at = min(token, n.s - 1);
+      if (!loads || tile >= end) continue;
+      copy_16_bytes_async(to, k.at(cell, D, at) + 8 * piece, token < n.s);
+      copy_16_bytes_async(to + Traits::kRaw, v.at(cell, D, at) + 8 * piece, token < n.s);
+      copy_16_bytes_async(to + 2 * Traits::kRaw, angles + int64_t(cell.place(n) + at) * (D / 2) + 4 * piece);
+    }
+    commit_copies();
+  };
   const auto fetch = [&](int tile) {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = tile * kSumTokens + pass * Traits::kTokensPerPass + my_token;
-      SumPiece& x = next[pass];
-      x = {};
-      if (!loads || token >= n.s) continue;
-      x.k = __ldg(reinterpret_cast<const uint4*>(k.at(cell, D, token) + 8 * piece));
-      x.v = __ldg(reinterpret_cast<const uint4*>(v.at(cell, D, token) + 8 * piece));
-      x.angle = __ldg(reinterpret_cast<const uint4*>(angles + int64_t(cell.place(n) + token) * (D / 2)) + piece);
-      x.r = r[n.tokens() + cell.token(n) + token];
-      x.beta = logits.beta(cell, token);
+      const int token = token_of(tile, pass);
+      const bool valid = loads && tile < end && token < n.s;
+      next_r[pass] = valid ? r[n.tokens() + cell.token(n) + token] : 0;
+      next_beta[pass] = valid ? beta[int64_t(cell.token(n) + token) * n.h + cell.h] : 0;
     }
   };
-  const auto put = [&](half_t* to) {
+  // Makes the operands of a tile.
+  const auto put = [&](int tile) {
+    wait_copies<kRawStages - 1>();
     if (!loads) return;
+    half_t* at = tiles + (tile - begin) % 2 * 3 * kTile + my_token * padded(D) + 8 * piece;
+    const half_t* from = raw + (tile - begin) % kRawStages * 3 * Traits::kRaw;
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const SumPiece& x = next[pass];
-      const float root = sqrtf(x.beta), scale = x.r * key_scale * root;
-      const uint32_t kw[4] = {x.k.x, x.k.y, x.k.z, x.k.w}, vw[4] = {x.v.x, x.v.y, x.v.z, x.v.w},
-                     aw[4] = {x.angle.x, x.angle.y, x.angle.z, x.angle.w};
-      uint32_t plain[4], turned[4], values[4];
+      const Pack<uint32_t, 4> kw = load_pack<uint32_t>(reinterpret_cast<const uint32_t*>(from)),
+                              vw =
+                                  load_pack<uint32_t>(reinterpret_cast<const uint32_t*>(from + Traits::kRaw)),
+                              aw = load_pack<uint32_t>(
+                                  reinterpret_cast<const uint32_t*>(from + 2 * Traits::kRaw));
+      const float root = sqrtf(next_beta[pass]), scale = next_r[pass] * key_scale * root;
+      Pack<uint32_t, 4> plain, turned, values;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 raw = unpack2(kw[i]), turn = unpack_angle(aw[i]), value = unpack2(vw[i]);
-        const float f0 = fmaxf(raw.x * weight[2 * i], 0.0f) * scale,
-                    f1 = fmaxf(raw.y * weight[2 * i + 1], 0.0f) * scale;
+        const float2 x = unpack2(kw.v[i]), turn = unpack_angle(aw.v[i]), value = unpack2(vw.v[i]);
+        const float f0 = fmaxf(x.x * weight[2 * i], 0.0f) * scale,
+                    f1 = fmaxf(x.y * weight[2 * i + 1], 0.0f) * scale;
         b_sum[2 * i] += f0 * root;
         b_sum[2 * i + 1] += f1 * root;
-        plain[i] = pack2(f0, f1);
-        turned[i] = pack2(f0 * turn.x - f1 * turn.y, f0 * turn.y + f1 * turn.x);
-        values[i] = pack2(value.x * root, value.y * root);
+        plain.v[i] = pack2(f0, f1);
+        turned.v[i] = pack2(f0 * turn.x - f1 * turn.y, f0 * turn.y + f1 * turn.x);
+        values.v[i] = pack2(value.x * root, value.y * root);
       }
-      half_t* at = to + (pass * Traits::kTokensPerPass + my_token) * padded(D) + 8 * piece;
-      *reinterpret_cast<uint4*>(at) = {plain[0], plain[1], plain[2], plain[3]};
-      *reinterpret_cast<uint4*>(at + kTile) = {turned[0], turned[1], turned[2], turned[3]};
-      *reinterpret_cast<uint4*>(at + 2 * kTile) = {values[0], values[1], values[2], values[3]};
+      store_pack(reinterpret_cast<uint32_t*>(at), plain);
+      store_pack(reinterpret_cast<uint32_t*>(at + kTile), turned);
+      store_pack(reinterpret_cast<uint32_t*>(at + 2 * kTile), values);
+      at += Traits::kTokensPerPass * padded(D);
+      from += Traits::kTokensPerPass * D;
     }
   };
 
-  if (begin < end) {
-    fetch(begin);
-    put(tiles);
-    if (begin + 1 < end) fetch(begin + 1);
-    __syncthreads();
-  }
+  fetch(begin);
+#pragma unroll
+  for (int ahead = 0; ahead < kRawStages; ++ahead) copy(begin + ahead);
+  if (begin < end) put(begin);
+  fetch(begin + 1);
+  copy(begin + kRawStages);
+  __syncthreads();
   for (int tile = begin; tile < end; ++tile) {
     const half_t* x = tiles + (tile - begin) % 2 * 3 * kTile;
-    if (tile + 1 < end) put(tiles + (tile + 1 - begin) % 2 * 3 * kTile);
-    if (tile + 2 < end) fetch(tile + 2);
+    if (tile + 1 < end) put(tile + 1);
+    fetch(tile + 2);
+    copy(tile + 1 + kRawStages);
     const half_t* features = x + (warp < 2 ? 0 : kTile);
     if (warp >= 4)
       add_quadrant<D>(acc, x + 2 * kTile, x + kTile, (warp - 4) / 2, warp % 2);
@@ -237,6 +258,7 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
     cluster.sync();
     const int64_t square = int64_t(cell.index) * D * D;
     constexpr int kShare = D * D / 4 / kSplit;
+#pragma unroll 4
     for (int i = rank * kShare + int(threadIdx.x); i < (rank + 1) * kShare; i += kSumThreads) {
       float4 total = {};
 #pragma unroll
@@ -277,17 +299,18 @@ __global__ void __launch_bounds__(32 * kReadWarps, 2)
   float* weight = z_sum + D;
   const int tiles = (n.s + kReadTokens - 1) / kReadTokens;
   const FusedCell cell(int(blockIdx.x) / tiles, n);
-  const int first = int(blockIdx.x) % tiles * kReadTokens + int(threadIdx.x) / 32 * 16 + int(threadIdx.x) % 32 / 4;
+  const int first =
+      int(blockIdx.x) % tiles * kReadTokens + int(threadIdx.x) / 32 * 16 + int(threadIdx.x) % 32 / 4;
   const int64_t square = int64_t(cell.index) * D * D;
 
   Share<D> raw[2];
-  const auto fetch = [&](const FusedRows& x, int token, Share<D> (&to)[2]) {
+  const auto fetch = [&](const FusedRows& x, int token, Share<D>(&to)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       to[half] = load_share<D>(x.at(cell, D, token + 8 * half), token + 8 * half < n.s);
   };
   fetch(q, first, raw);
-  fill_slots<D>(state, [&](int i, int j) {
+  fill_slots<D, 32 * kReadWarps>(state, [&](int i, int j) {
     const float4 x = *reinterpret_cast<const float4*>(m + square + i * D + j),
                  y = *reinterpret_cast<const float4*>(r_m + square + i * D + j);
     return float4{x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w};
@@ -302,6 +325,7 @@ __global__ void __launch_bounds__(32 * kReadWarps, 2)
   for (int round = 0; round < kReadRounds; ++round) {
     const int token = first + round * 16 * kReadWarps;
     if (token - int(threadIdx.x) % 32 / 4 >= n.s) return;
+    if (round > 0) fetch(q, token, raw);
     Frag turned[D / 16];
     float scale[2];
 #pragma unroll
@@ -328,15 +352,14 @@ __global__ void __launch_bounds__(32 * kReadWarps, 2)
     fetch(gate, token, open);
     float acc[D / 8][4] = {};
     rows_product<D, true>(acc, turned, state);
-    if (round + 1 < kReadRounds) fetch(q, token + 16 * kReadWarps, raw);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Share<D> y;
 #pragma unroll
       for (int t = 0; t < D / 8; ++t) {
         const float2 x = unpack2(open[half].w[t]);
-        y.w[t] = pack2(acc[t][2 * half] * scale[half] * x.x / (1.0f + __expf(-x.x)),
-                       acc[t][2 * half + 1] * scale[half] * x.y / (1.0f + __expf(-x.y)));
+        y.w[t] = pack2(acc[t][2 * half] * scale[half] * x.x * sigmoid_of(x.x),
+                       acc[t][2 * half + 1] * scale[half] * x.y * sigmoid_of(x.y));
       }
       const int at = token + 8 * half;
       if (at < n.s) store_share<D>(out + (int64_t(cell.token(n) + at) * n.h + cell.h) * D, y);
@@ -344,16 +367,18 @@ __global__ void __launch_bounds__(32 * kReadWarps, 2)
   }
 }
 
-// Into how many blocks a cell's tokens go so that the GPU's processors share the work best.
+// Into how many blocks a cell's tokens go so that the GPU's processors share the work best. A block's start
+// and end take about as long as kEdge tiles.
 int best_split(int cells, int tiles) {
+  constexpr double kEdge = 6;
   int device = 0, processors = 0, best = 1;
   cuda_check(cudaGetDevice(&device));
   cuda_check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  const auto turns = [&](int split) {  // of one block's time without a split
-    return double((cells * split + processors - 1) / processors) / split;
+  const auto time = [&](int split) {
+    return (cells * split + processors - 1) / processors * (double(tiles) / split + kEdge);
   };
   for (const int split : {2, 4})
-    if (split <= tiles && turns(split) < 0.95 * turns(best)) best = split;
+    if (split <= tiles && time(split) < time(best)) best = split;
   return best;
 }
 
@@ -370,13 +395,13 @@ void gdn_fused(const GdnFusedInputs& in, double key_scale, double norm_eps, doub
   uint32_t* angles = pointer<uint32_t>(saved.angles);
   const Tensor a = empty_like(saved.m), b = empty_like(saved.z);  // what each frame adds
   launch({dim3(blocks_for(n.tokens(), kRowsPerBlock), 2), 32 * kRowsPerBlock}, token_scale_kernel, n,
-         FusedRows(in.q), FusedRows(in.k), float(norm_eps), r, int(in.cos.numel()), f32(in.cos), f32(in.sin),
-         angles);
+         FusedRows(in.q), FusedRows(in.k), BetaLogits(in.beta), float(norm_eps), r, f32(saved.beta),
+         int(in.cos.numel()), f32(in.cos), f32(in.sin), angles);
   dispatch_head(n.d, [&]<int D>() {
     const auto sum = [&]<int kSplit>() {
       allow_shared(sum_frame_kernel<D, kSplit>, SumTraits<D>::kShared);
-      launch({unsigned(n.cells() * kSplit), kSumThreads, SumTraits<D>::kShared}, sum_frame_kernel<D, kSplit>, n,
-             FusedRows(in.k), FusedRows(in.v), BetaLogits(in.beta), f32(in.k_norm), r, angles,
+      launch({unsigned(n.cells() * kSplit), kSumThreads, SumTraits<D>::kShared}, sum_frame_kernel<D, kSplit>,
+             n, FusedRows(in.k), FusedRows(in.v), f32(saved.beta), f32(in.k_norm), r, angles,
              float(key_scale), p, f32(saved.p_z), f32(a), f32(b));
     };
     const int split = best_split(n.cells(), (n.s + kSumTokens - 1) / kSumTokens);
@@ -384,10 +409,11 @@ void gdn_fused(const GdnFusedInputs& in, double key_scale, double norm_eps, doub
     if (split == 2) sum.template operator()<2>();
     if (split == 4) sum.template operator()<4>();
 
-    const FusedChain forward{ChainOrder::after, f32(a),       f32(b),        f32(in.start.kv),     f32(in.start.z),
-                             f32(saved.m),      f32(saved.z), f32(result.final.kv), f32(result.final.z)},
-        reverse{ChainOrder::before, f32(a), f32(b), nullptr, nullptr, f32(saved.r_m), f32(saved.r_z),
-                nullptr,            nullptr};
+    const FusedChain forward{ChainOrder::after,  f32(a),       f32(b),       f32(in.start.kv),
+                             f32(in.start.z),    f32(saved.m), f32(saved.z), f32(result.final.kv),
+                             f32(result.final.z)},
+        reverse{ChainOrder::before, f32(a),         f32(b),  nullptr, nullptr,
+                f32(saved.r_m),     f32(saved.r_z), nullptr, nullptr};
     run_fused_chains(n, p, f32(saved.p_z), f32(in.decay), forward, &reverse);
 
     const size_t bytes = D * padded(D) * sizeof(half_t) + 2 * D * sizeof(float);

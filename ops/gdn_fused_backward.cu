@@ -20,7 +20,6 @@ __device__ void put_frags(half_t* tile, const Frag (&a)[D / 16]) {
     for (int i = 0; i < 4; ++i)
       *reinterpret_cast<uint32_t*>(at + i % 2 * 8 * padded(D) + 16 * k + i / 2 * 8) = a[k].r[i];
 }
-__device__ inline float sigmoid_of(float x) { return 1.0f / (1.0f + __expf(-x)); }
 
 // What turns a pair of raw channels into features, and gradients back.
 struct FeaturePair {
@@ -82,7 +81,8 @@ struct ReadGrads {
 };
 
 template <int D>
-constexpr size_t kReadGradShared = (D + 2 * kBackTokens) * padded(D) * sizeof(half_t) + (2 + kWarps) * D * sizeof(float);
+constexpr size_t kReadGradShared = (D + 2 * kBackTokens) * padded(D) * sizeof(half_t) +
+                                   (2 + kWarps) * D * sizeof(float);
 
 // A block per cell walks through its tokens, 16 per warp at a time.
 template <int D>
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kBackThreads, 1)
   const FusedCell cell(int(blockIdx.x), n);
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const int64_t square = int64_t(cell.index) * D * D;
-  fill_slots<D>(state, [&](int i, int j) {
+  fill_slots<D, kBackThreads>(state, [&](int i, int j) {
     const float4 a = *reinterpret_cast<const float4*>(m + square + i * D + j),
                  b = *reinterpret_cast<const float4*>(r_m + square + i * D + j);
     return float4{a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
@@ -143,7 +143,8 @@ __global__ void __launch_bounds__(kBackThreads, 1)
       const int at = token + 8 * half;
       const bool valid = at < n.s;
       const int64_t place = (int64_t(cell.token(n) + at) * n.h + cell.h) * D;
-      const Share<D> open = load_share<D>(gate.at(cell, D, at), valid), dy = load_share<D>(dout + place, valid);
+      const Share<D> open = load_share<D>(gate.at(cell, D, at), valid),
+                     dy = load_share<D>(dout + place, valid);
       Share<D> dopen;
       float dot = 0;
 #pragma unroll
@@ -229,7 +230,8 @@ struct FrameGrads {
 };
 
 template <int D>
-constexpr size_t kFrameShared = std::max<size_t>(4 * D * padded(D) * sizeof(half_t), D*(D + 1) * sizeof(float)) +
+constexpr size_t kFrameShared = std::max<size_t>(4 * D * padded(D) * sizeof(half_t),
+                                                 D*(D + 1) * sizeof(float)) +
                                 4 * D * sizeof(float);
 
 // G = E_f M_{f-1}' + L_{f-1} R_f':   dP = -g G,   dg = sum over i, j of (I - P) G,   dA = E_f + L_{f-1}.
@@ -244,10 +246,10 @@ __global__ void __launch_bounds__(kBackThreads)
   const FusedCell cell(int(blockIdx.x), n);
   const int64_t square = int64_t(cell.index) * D * D, row = int64_t(cell.index) * D;
   const bool first = cell.f == 0;
-  const float* before = first ? (s.start ? s.start + int64_t(cell.b * n.h + cell.h) * D * D : nullptr)
-                              : s.m + square - D * D;
-  const float* before_z = first ? (s.start_z ? s.start_z + int64_t(cell.b * n.h + cell.h) * D : nullptr)
-                                : s.z + row - D;
+  const float* before =
+      first ? (s.start ? s.start + int64_t(cell.b * n.h + cell.h) * D * D : nullptr) : s.m + square - D * D;
+  const float* before_z =
+      first ? (s.start_z ? s.start_z + int64_t(cell.b * n.h + cell.h) * D : nullptr) : s.z + row - D;
   const auto value = [](const float* from, int i) {
     return from == nullptr ? float4{} : *reinterpret_cast<const float4*>(from + i);
   };
@@ -301,11 +303,11 @@ __global__ void __launch_bounds__(kBackThreads)
 // --- Tokens ------------------------------------------------------------------------------------------------
 constexpr int kTokenRounds = 2;
 template <int D>
-constexpr size_t kTokenShared = 3 * D * padded(D) * sizeof(half_t) + 2 * D * sizeof(float);
+constexpr size_t kTokenShared = 3 * D* padded(D) * sizeof(half_t) + 2 * D * sizeof(float);
 
 template <int D>
 __device__ void fill_slots_from(half_t* to, const half_t* from) {
-  fill_slots<D>(to, [&](int i, int j) {
+  fill_slots<D, kBackThreads>(to, [&](int i, int j) {
     const uint2 x = *reinterpret_cast<const uint2*>(from + i * D + j);
     const float2 a = unpack2(x.x), b = unpack2(x.y);
     return float4{a.x, a.y, b.x, b.y};
@@ -313,7 +315,8 @@ __device__ void fill_slots_from(half_t* to, const half_t* from) {
 }
 // Sum of acc times the rows in `a`, per half.
 template <int D>
-__device__ void add_dots(const float (&acc)[D / 8][4], const Frag (&a)[D / 16], float factor, float (&dot)[2]) {
+__device__ void add_dots(const float (&acc)[D / 8][4], const Frag (&a)[D / 16], float factor,
+                         float (&dot)[2]) {
 #pragma unroll
   for (int t = 0; t < D / 8; ++t)
 #pragma unroll
@@ -331,7 +334,7 @@ struct TokenGrads {
 // Gradients of k, v and beta, given those of P, A, Pz and b of the tokens' frame.
 template <int D>
 __global__ void __launch_bounds__(kBackThreads, 1)
-    token_backward_kernel(FusedSizes n, FusedRows k, FusedRows v, BetaLogits logits, const float* norm,
+    token_backward_kernel(FusedSizes n, FusedRows k, FusedRows v, const float* betas, const float* norm,
                           const float* r, const uint32_t* angles, float key_scale, FrameGrads frame,
                           TokenGrads grads) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -354,21 +357,20 @@ __global__ void __launch_bounds__(kBackThreads, 1)
     const int start = int(blockIdx.x) % tiles * kTokens + round * kBackTokens + int(threadIdx.x) / 32 * 16;
     if (start >= n.s) return;
     Frag plain[D / 16], turned[D / 16], values[D / 16];
-    Share<D> raw[2], angle[2];
     float scale[2], beta[2], dbeta[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int at = start + lane / 4 + 8 * half;
       const bool valid = at < n.s;
-      raw[half] = load_share<D>(k.at(cell, D, at), valid);
-      angle[half] = load_share<D>(angles + int64_t(cell.place(n) + at) * (D / 2), valid);
+      const Share<D> raw = load_share<D>(k.at(cell, D, at), valid),
+                     angle = load_share<D>(angles + int64_t(cell.place(n) + at) * (D / 2), valid);
       put_rows<D>(values, load_share<D>(v.at(cell, D, at), valid), half);
       scale[half] = valid ? r[n.tokens() + cell.token(n) + at] * key_scale : 0;
-      beta[half] = valid ? logits.beta(cell, at) : 0;
+      beta[half] = valid ? betas[int64_t(cell.token(n) + at) * n.h + cell.h] : 0;
       Share<D> row, turned_row;
 #pragma unroll
       for (int t = 0; t < D / 8; ++t) {
-        const FeaturePair pair = feature_pair<D>(raw[half], angle[half], weight, t, scale[half]);
+        const FeaturePair pair = feature_pair<D>(raw, angle, weight, t, scale[half]);
         const float2 f = pair.plain();
         dbeta[half] += f.x * db[owned_channel<D>(t)] + f.y * db[owned_channel<D>(t) + 1];
         row.w[t] = pack2(f.x, f.y);
@@ -401,15 +403,19 @@ __global__ void __launch_bounds__(kBackThreads, 1)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int at = start + lane / 4 + 8 * half;
+      const Share<D> raw = load_share<D>(k.at(cell, D, at),
+                                         at < n.s),  // again: they would not fit in registers
+          angle = load_share<D>(angles + int64_t(cell.place(n) + at) * (D / 2), at < n.s);
       Share<D> dk;
       float dot = 0;
 #pragma unroll
       for (int t = 0; t < D / 8; ++t) {
-        const FeaturePair pair = feature_pair<D>(raw[half], angle[half], weight, t, scale[half]);
+        const FeaturePair pair = feature_pair<D>(raw, angle, weight, t, scale[half]);
         const int channel = owned_channel<D>(t);
-        const float2 d = pair.back({acc[t][2 * half], acc[t][2 * half + 1]},
-                                   {acc_z[t][2 * half] + db[channel], acc_z[t][2 * half + 1] + db[channel + 1]},
-                                   beta[half] * key_scale);
+        const float2 d =
+            pair.back({acc[t][2 * half], acc[t][2 * half + 1]},
+                      {acc_z[t][2 * half] + db[channel], acc_z[t][2 * half + 1] + db[channel + 1]},
+                      beta[half] * key_scale);
         dot += pair.product(d);
         dk.w[t] = pack2(d.x, d.y);
       }
@@ -429,8 +435,8 @@ __global__ void __launch_bounds__(kBackThreads, 1)
 // --- Norms -------------------------------------------------------------------------------------------------
 constexpr int kNormThreads = 288, kNormTokens = 32;  // 2240 channels, 8 a thread
 
-// dx = r w dy - x r^3 mean(w dy x) in place of dy; parts [chunk][2][C] = sums of dy x r over a chunk of tokens.
-// blockIdx.x: chunk, y: channels, z: q or k.
+// dx = r w dy - x r^3 mean(w dy x) in place of dy; parts [chunk][2][C] = sums of dy x r over a chunk of
+// tokens. blockIdx.x: chunk, y: channels, z: q or k.
 __global__ void __launch_bounds__(kNormThreads)
     norm_backward_kernel(FusedSizes n, FusedRows q, FusedRows k, const float* q_norm, const float* k_norm,
                          const float* r, const float* dots, half_t* dq, half_t* dk, float* parts) {
@@ -489,21 +495,22 @@ void gdn_fused_backward(const GdnFusedInputs& in, double key_scale, double eps, 
   const auto bf16s = [](const Tensor& t) { return pointer<half_t>(t); };
   const uint32_t* angles = pointer<uint32_t>(saved.angles);
   const int64_t c = n.h * n.d, tokens = n.tokens();
-  const Tensor x = empty_like(saved.m), y = empty_like(saved.z), e = empty_like(saved.m), e_z = empty_like(saved.z),
-               l = empty_like(saved.m), l_z = empty_like(saved.z), dp = empty_like(saved.p),
-               da = empty_like(saved.p), dp_z = empty_like(saved.p), db = empty_like(saved.z),
-               dots({2, tokens * n.h}, DType::f32, Device::cuda);
+  const Tensor x = empty_like(saved.m), y = empty_like(saved.z), e = empty_like(saved.m),
+               e_z = empty_like(saved.z), l = empty_like(saved.m), l_z = empty_like(saved.z),
+               dp = empty_like(saved.p), da = empty_like(saved.p), dp_z = empty_like(saved.p),
+               db = empty_like(saved.z), dots({2, tokens * n.h}, DType::f32, Device::cuda);
   const half_t* p = bf16s(saved.p);
   const float *p_z = f32(saved.p_z), *decay = f32(in.decay), *r = f32(saved.r);
   dispatch_head(n.d, [&]<int D>() {
     allow_shared(read_backward_kernel<D>, kReadGradShared<D>);
-    launch({unsigned(n.cells()), kBackThreads, kReadGradShared<D>}, read_backward_kernel<D>, n, FusedRows(in.q),
-           FusedRows(in.gate), bf16s(dout), f32(in.q_norm), r, angles, f32(saved.m), f32(saved.r_m),
-           f32(saved.z), f32(saved.r_z), float(eps),
+    launch({unsigned(n.cells()), kBackThreads, kReadGradShared<D>}, read_backward_kernel<D>, n,
+           FusedRows(in.q), FusedRows(in.gate), bf16s(dout), f32(in.q_norm), r, angles, f32(saved.m),
+           f32(saved.r_m), f32(saved.z), f32(saved.r_z), float(eps),
            ReadGrads{bf16s(grads.q), bf16s(grads.gate), f32(dots), f32(x), f32(y)});
 
-    const FusedChain back{ChainOrder::around, f32(x),   f32(y),   f32(dfinal.kv),      f32(dfinal.z),
-                          f32(e),             f32(e_z), f32(grads.start.kv), f32(grads.start.z)},
+    const FusedChain back{ChainOrder::around, f32(x), f32(y),   f32(dfinal.kv),
+                          f32(dfinal.z),      f32(e), f32(e_z), f32(grads.start.kv),
+                          f32(grads.start.z)},
         forth{ChainOrder::after, f32(x), f32(y), nullptr, nullptr, f32(l), f32(l_z), nullptr, nullptr};
     run_fused_chains(n, p, p_z, decay, back, &forth);
 
@@ -516,7 +523,7 @@ void gdn_fused_backward(const GdnFusedInputs& in, double key_scale, double eps, 
 
     allow_shared(token_backward_kernel<D>, kTokenShared<D>);
     launch({unsigned(n.cells()) * blocks_for(n.s, kBackTokens * kTokenRounds), kBackThreads, kTokenShared<D>},
-           token_backward_kernel<D>, n, FusedRows(in.k), FusedRows(in.v), BetaLogits(in.beta), f32(in.k_norm), r,
+           token_backward_kernel<D>, n, FusedRows(in.k), FusedRows(in.v), f32(saved.beta), f32(in.k_norm), r,
            angles, float(key_scale), frame,
            TokenGrads{bf16s(grads.k), bf16s(grads.v), f32(dots) + tokens * n.h, f32(grads.beta)});
   });
