@@ -256,6 +256,75 @@ struct FusedChain {
 void run_fused_chains(const FusedSizes& n, const half_t* p, const float* p_z, const float* decay,
                       const FusedChain& first, const FusedChain* second);
 
+// P, Pz (saved), A (a, [value, key]) and b of every frame.
+void sum_frames(const FusedSizes& n, const GdnFusedInputs& in, const GdnFusedSaved& saved, float key_scale,
+                float* a, float* b);
+
+// --- Backward ----------------------------------------------------------------------------------------------
+constexpr int kBackWarps = 7, kBackThreads = 32 * kBackWarps, kBackTokens = 16 * kBackWarps;
+
+// What turns a pair of raw channels into features, and gradients back.
+struct FeaturePair {
+  float2 raw, weight, turn;
+  float scale;  // 1 / RMS times what the features are multiplied by
+  __device__ float2 plain() const {
+    return {fmaxf(raw.x * weight.x, 0.0f) * scale, fmaxf(raw.y * weight.y, 0.0f) * scale};
+  }
+  __device__ uint32_t turned(float2 f) const {
+    return pack2(f.x * turn.x - f.y * turn.y, f.x * turn.y + f.y * turn.x);
+  }
+  // The gradient of the normed pair, given those of the turned and the plain features.
+  __device__ float2 back(float2 dturned, float2 dplain, float factor) const {
+    const float x = dturned.x * turn.x + dturned.y * turn.y + dplain.x,
+                y = dturned.y * turn.x - dturned.x * turn.y + dplain.y;
+    return {raw.x * weight.x > 0 ? x * factor : 0.0f, raw.y * weight.y > 0 ? y * factor : 0.0f};
+  }
+  __device__ float product(float2 d) const { return d.x * weight.x * raw.x + d.y * weight.y * raw.y; }
+};
+template <int D>
+__device__ FeaturePair feature_pair(const Share<D>& raw, const Share<D>& angle, const float* weight, int t,
+                                    float scale) {
+  const int channel = owned_channel<D>(t);
+  return {unpack2(raw.w[t]), {weight[channel], weight[channel + 1]}, unpack_angle(angle.w[t]), scale};
+}
+
+// One 16 x 16 block per (strip of this warp, j): the sum over `depth` rows of X' Y.
+template <int D>
+__device__ void add_strip(float (&acc)[D / 16][8], const half_t* x, const half_t* y, int depth) {
+  const int strip = int(threadIdx.x) / 32;
+  if (strip >= D / 16) return;
+  for (int k0 = 0; k0 < depth; k0 += 16) {
+    const Frag a = tokens_frag<D>(x, k0, 16 * strip);
+#pragma unroll
+    for (int j = 0; j < D / 16; ++j) {
+      const Frag b = tokens_frag<D>(y, k0, 16 * j);
+      mma(acc[j], a, b.r[0], b.r[2]);
+      mma(acc[j] + 4, a, b.r[1], b.r[3]);
+    }
+  }
+}
+// f(row, column, pair) for the pairs of this warp's strip.
+template <int D, class F>
+__device__ void for_strip(const float (&acc)[D / 16][8], F&& f) {
+  const int strip = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  if (strip >= D / 16) return;
+#pragma unroll
+  for (int j = 0; j < D / 16; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      f(16 * strip + lane / 4 + e % 2 * 8, 16 * j + e / 2 * 8 + lane % 4 * 2,
+        float2{acc[j][2 * e], acc[j][2 * e + 1]});
+}
+
+// Histories of the gradients that reach the states, and what comes of them: dots [B*T*S, H] are the sums of
+// w dy x over a head's channels, x the raw k and dy the gradient of the normed one.
+struct StateGrads {
+  const float *e, *e_z, *l, *l_z;
+};
+void backward_of_frames(const FusedSizes& n, const GdnFusedInputs& in, const GdnFusedSaved& saved,
+                        float key_scale, const StateGrads& states, float* dots, GdnFusedInputs& grads);
+
+// --- Launches ----------------------------------------------------------------------------------------------
 // Asks for more shared memory than a kernel gets unasked.
 template <class... P>
 void allow_shared(void (*kernel)(P...), size_t bytes) {
