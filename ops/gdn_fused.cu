@@ -48,31 +48,23 @@ __global__ void __launch_bounds__(32 * kRowsPerBlock)
 }
 
 // --- Phase C ---------------------------------------------------------------------------------------------
-constexpr int kReadWarps = 7, kReadRounds = 2, kReadTokens = 16 * kReadWarps * kReadRounds;
+constexpr int kReadWarps = 7, kReadTokens = 16 * kReadWarps, kReadBlocks = 2;  // blocks on a processor
 
-// A warp takes 16 tokens at a time: num = Qr (M + R) on tensor cores, den = q . (z + zr) beside it.
+// A block takes `rounds` times kReadTokens tokens of a cell, a warp 16 at a time: num = Qr (M + R) on tensor
+// cores, den = q . (z + zr) beside it. The features lack 1 / RMS, which comes in where num is divided.
 template <int D>
-__global__ void __launch_bounds__(32 * kReadWarps, 2)
-    read_kernel(FusedSizes n, FusedRows q, FusedRows gate, const float* norm, const float* r,
+__global__ void __launch_bounds__(32 * kReadWarps, kReadBlocks)
+    read_kernel(FusedSizes n, int rounds, FusedRows q, FusedRows gate, const float* norm, const float* r,
                 const uint32_t* angles, const float* m, const float* r_m, const float* z, const float* r_z,
                 float eps, half_t* out) {
   extern __shared__ __align__(16) unsigned char shared[];
   half_t* state = reinterpret_cast<half_t*>(shared);  // [value slot][key slot]
   float* z_sum = reinterpret_cast<float*>(state + D * padded(D));
   float* weight = z_sum + D;
-  const int tiles = (n.s + kReadTokens - 1) / kReadTokens;
+  const int tiles = (n.s + rounds * kReadTokens - 1) / (rounds * kReadTokens);
   const FusedCell cell(int(blockIdx.x) / tiles, n);
-  const int first =
-      int(blockIdx.x) % tiles * kReadTokens + int(threadIdx.x) / 32 * 16 + int(threadIdx.x) % 32 / 4;
+  const int first = int(blockIdx.x) % tiles * rounds * kReadTokens + int(threadIdx.x) / 32 * 16;
   const int64_t square = int64_t(cell.index) * D * D;
-
-  Share<D> raw[2];
-  const auto fetch = [&](const FusedRows& x, int token, Share<D>(&to)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      to[half] = load_share<D>(x.at(cell, D, token + 8 * half), token + 8 * half < n.s);
-  };
-  fetch(q, first, raw);
   fill_slots<D, 32 * kReadWarps>(state, [&](int i, int j) {
     const float4 x = *reinterpret_cast<const float4*>(m + square + i * D + j),
                  y = *reinterpret_cast<const float4*>(r_m + square + i * D + j);
@@ -85,34 +77,40 @@ __global__ void __launch_bounds__(32 * kReadWarps, 2)
   __syncthreads();
 
 #pragma unroll 1
-  for (int round = 0; round < kReadRounds; ++round) {
-    const int token = first + round * 16 * kReadWarps;
-    if (token - int(threadIdx.x) % 32 / 4 >= n.s) return;
-    if (round > 0) fetch(q, token, raw);
+  for (int round = 0; round < rounds; ++round) {
+    const int start = first + round * kReadTokens, token = start + int(threadIdx.x) % 32 / 4;
+    if (start >= n.s) return;
     Frag turned[D / 16];
     float scale[2];
+    {
+      Share<D> raw[2], angle[2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int at = token + 8 * half;
-      const bool valid = at < n.s;
-      const Share<D> angle = load_share<D>(angles + int64_t(cell.place(n) + at) * (D / 2), valid);
-      const float rms = valid ? r[cell.token(n) + at] : 0;
-      float den = 0;
-      Share<D> row;
+      for (int half = 0; half < 2; ++half) {
+        const int at = token + 8 * half;
+        raw[half] = load_share<D>(q.at(cell, D, at), at < n.s);
+        angle[half] = load_share<D>(angles + int64_t(cell.place(n) + at) * (D / 2), at < n.s);
+        scale[half] = at < n.s ? r[cell.token(n) + at] : 0;
+      }
+      float den[2] = {};
 #pragma unroll
       for (int t = 0; t < D / 8; ++t) {
-        const int channel = owned_channel<D>(t);
-        const float2 x = unpack2(raw[half].w[t]), turn = unpack_angle(angle.w[t]);
-        const float f0 = fmaxf(x.x * weight[channel], 0.0f) * rms,
-                    f1 = fmaxf(x.y * weight[channel + 1], 0.0f) * rms;
-        den += f0 * z_sum[channel] + f1 * z_sum[channel + 1];
-        row.w[t] = pack2(f0 * turn.x - f1 * turn.y, f0 * turn.y + f1 * turn.x);
+        const float2 w = *reinterpret_cast<const float2*>(weight + owned_channel<D>(t)),
+                     s = *reinterpret_cast<const float2*>(z_sum + owned_channel<D>(t));
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float2 x = unpack2(raw[half].w[t]), turn = unpack_angle(angle[half].w[t]);
+          const float f0 = fmaxf(x.x * w.x, 0.0f), f1 = fmaxf(x.y * w.y, 0.0f);
+          den[half] += f0 * s.x + f1 * s.y;
+          turned[t / 2].r[t % 2 * 2 + half] = pack2(f0 * turn.x - f1 * turn.y, f0 * turn.y + f1 * turn.x);
+        }
       }
-      put_rows<D>(turned, row, half);
-      scale[half] = 1.0f / (quad_sum(den) + eps);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) scale[half] /= quad_sum(den[half]) * scale[half] + eps;
     }
     Share<D> open[2];
-    fetch(gate, token, open);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      open[half] = load_share<D>(gate.at(cell, D, token + 8 * half), token + 8 * half < n.s);
     float acc[D / 8][4] = {};
     rows_product<D, true>(acc, turned, state);
 #pragma unroll
@@ -121,13 +119,28 @@ __global__ void __launch_bounds__(32 * kReadWarps, 2)
 #pragma unroll
       for (int t = 0; t < D / 8; ++t) {
         const float2 x = unpack2(open[half].w[t]);
-        y.w[t] = pack2(acc[t][2 * half] * scale[half] * x.x * sigmoid_of(x.x),
-                       acc[t][2 * half + 1] * scale[half] * x.y * sigmoid_of(x.y));
+        y.w[t] = pack2(acc[t][2 * half] * (scale[half] * x.x * sigmoid_of(x.x)),
+                       acc[t][2 * half + 1] * (scale[half] * x.y * sigmoid_of(x.y)));
       }
       const int at = token + 8 * half;
       if (at < n.s) store_share<D>(out + (int64_t(cell.token(n) + at) * n.h + cell.h) * D, y);
     }
   }
+}
+
+// How many rounds a block makes so that the blocks fill the GPU's processors evenly. To begin takes a block
+// about as long as kStart rounds.
+int best_rounds(int cells, int tokens) {
+  constexpr double kStart = 1.5;
+  const int slots = kReadBlocks * processors(), most = (tokens + kReadTokens - 1) / kReadTokens;
+  const auto time = [&](int rounds) {
+    const int blocks = cells * ((most + rounds - 1) / rounds);
+    return (blocks + slots - 1) / slots * (rounds + kStart);
+  };
+  int best = 1;
+  for (int rounds = 2; rounds <= most; ++rounds)
+    if (time(rounds) < time(best)) best = rounds;
+  return best;
 }
 
 }  // namespace
@@ -155,9 +168,11 @@ void gdn_fused(const GdnFusedInputs& in, double key_scale, double norm_eps, doub
     run_fused_chains(n, p, f32(saved.p_z), f32(in.decay), forward, &reverse);
 
     const size_t bytes = D * padded(D) * sizeof(half_t) + 2 * D * sizeof(float);
-    launch({unsigned(n.cells()) * blocks_for(n.s, kReadTokens), 32 * kReadWarps, bytes}, read_kernel<D>, n,
-           FusedRows(in.q), FusedRows(in.gate), f32(in.q_norm), r, angles, f32(saved.m), f32(saved.r_m),
-           f32(saved.z), f32(saved.r_z), float(eps), pointer<half_t>(result.out));
+    const int rounds = best_rounds(n.cells(), n.s);
+    launch({unsigned(n.cells()) * blocks_for(n.s, rounds * kReadTokens), 32 * kReadWarps, bytes},
+           read_kernel<D>, n, rounds, FusedRows(in.q), FusedRows(in.gate), f32(in.q_norm), r, angles,
+           f32(saved.m), f32(saved.r_m), f32(saved.z), f32(saved.r_z), float(eps),
+           pointer<half_t>(result.out));
   });
 }
 

@@ -46,7 +46,13 @@ struct FusedRows {
   }
 };
 
-__device__ inline float sigmoid_of(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+// To about two units in the last place of f32, and 0 or 1 far out.
+__device__ inline float sigmoid_of(float x) {
+  float power, y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.4426950408889634f * x));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + power));
+  return y;
+}
 
 // beta logits [B, T, S, H], f32 or bf16.
 struct BetaLogits {
@@ -325,6 +331,12 @@ void backward_of_frames(const FusedSizes& n, const GdnFusedInputs& in, const Gdn
                         float key_scale, const StateGrads& states, float* dots, GdnFusedInputs& grads);
 
 // --- Launches ----------------------------------------------------------------------------------------------
+inline int processors() {
+  int device = 0, count = 0;
+  cuda_check(cudaGetDevice(&device));
+  cuda_check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
 // Asks for more shared memory than a kernel gets unasked.
 template <class... P>
 void allow_shared(void (*kernel)(P...), size_t bytes) {
