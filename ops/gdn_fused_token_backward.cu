@@ -16,7 +16,7 @@ struct FrameGrads {
 
 // --- Each frame's P, A, Pz, b and decay --------------------------------------------------------------------
 template <int D>
-constexpr size_t kFrameShared = std::max<size_t>(4 * D * padded(D) * sizeof(half_t),
+constexpr size_t kFrameShared = std::max<size_t>(2 * D * padded(D) * sizeof(half_t),
                                                  D*(D + 1) * sizeof(float)) +
                                 4 * D * sizeof(float);
 
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kBackThreads)
     frame_backward_kernel(FusedSizes n, Histories s, const half_t* p, const float* p_z, const float* decay,
                           FrameGrads grads) {
   extern __shared__ __align__(16) unsigned char shared[];
-  half_t* operands = reinterpret_cast<half_t*>(shared);  // E, M, L, R [value][key]
+  half_t* operands = reinterpret_cast<half_t*>(shared);  // E and M, then L and R, [value][key]
   float *products = reinterpret_cast<float*>(shared),    // later: G
       *vectors = reinterpret_cast<float*>(shared + kFrameShared<D> - 4 * D * sizeof(float));
   const FusedCell cell(int(blockIdx.x), n);
@@ -42,13 +42,23 @@ __global__ void __launch_bounds__(kBackThreads)
   const auto store = [&](half_t* to, int i, float4 x) {
     *reinterpret_cast<uint2*>(to + i) = {pack2(x.x, x.y), pack2(x.z, x.w)};
   };
+  // Adds X' Y to G.
+  float acc[D / 16][8] = {};
+  const auto add_product = [&](const float* x, const float* y) {
+    for (int i = 4 * int(threadIdx.x); i < D * D; i += 4 * kBackThreads) {
+      half_t* at = operands + i / D * padded(D) + i % D;
+      store(at, 0, value(x, i));
+      store(at + D * padded(D), 0, value(y, i));
+    }
+    __syncthreads();
+    add_strip<D>(acc, operands, operands + D * padded(D), D);
+    __syncthreads();
+  };
+  add_product(s.e + square, before);
+  const float* later = first ? nullptr : s.l + square - D * D;
+  if (!first) add_product(later, s.r_m + square);
   for (int i = 4 * int(threadIdx.x); i < D * D; i += 4 * kBackThreads) {
-    const float4 e = value(s.e + square, i), l = value(first ? nullptr : s.l + square - D * D, i);
-    half_t* at = operands + i / D * padded(D) + i % D;
-    store(at, 0, e);
-    store(at + D * padded(D), 0, value(before, i));
-    store(at + 2 * D * padded(D), 0, l);
-    store(at + 3 * D * padded(D), 0, value(s.r_m + square, i));
+    const float4 e = value(s.e + square, i), l = value(later, i);
     store(grads.da + square, i, {e.x + l.x, e.y + l.y, e.z + l.z, e.w + l.w});
   }
   for (int i = int(threadIdx.x); i < D; i += kBackThreads) {
@@ -59,11 +69,6 @@ __global__ void __launch_bounds__(kBackThreads)
     vectors[3 * D + i] = s.r_z[row + i];
     grads.db[row + i] = e + l;
   }
-  __syncthreads();
-  float acc[D / 16][8] = {};
-  add_strip<D>(acc, operands, operands + D * padded(D), D);
-  if (!first) add_strip<D>(acc, operands + 2 * D * padded(D), operands + 3 * D * padded(D), D);
-  __syncthreads();
   for_strip<D>(acc, [&](int i, int j, float2 v) {
     products[i * (D + 1) + j] = v.x;
     products[i * (D + 1) + j + 1] = v.y;
