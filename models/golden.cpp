@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "models/flow.h"
+#include "models/golden_vae.h"
 #include "models/sana_streaming/dit.h"
 #include "ops/elementwise.h"
 #include "ops/loss.h"
@@ -138,6 +139,8 @@ std::vector<GoldenRow> run_golden(const SafeTensors& file, Device device) {
   const bool dit = file.contains("weights.x_embedder.proj.weight");
   if (dit && file.contains("stream.out")) return run_streaming(golden);
   if (dit && file.contains("loss")) return run_bidirectional(golden);
+  if (is_ltx2_vae_golden(file)) return run_ltx2_vae_golden(file, device);
+  if (is_taeltx2_golden(file)) return run_taeltx2_golden(file, device);
   return {};
 }
 

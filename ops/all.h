@@ -17,9 +17,11 @@
 #include "ops/matmul.h"
 #include "ops/modulate.h"
 #include "ops/norm.h"
+#include "ops/pixel_norm.h"
 #include "ops/reduce.h"
 #include "ops/rope.h"
 #include "ops/shape.h"
+#include "ops/space_depth.h"
 #include "ops/temporal_conv.h"
 
 // One line per family, or per few kinds of one.
@@ -40,7 +42,8 @@
   X(rope)                                                                                  \
   X(gdn)                                                                                   \
   X(glu_silu)                                                                              \
-  X(conv2d) X(conv3d)                                                                      \
+  X(conv2d) X(conv3d) X(conv3d_border)                                                     \
+  X(depth_to_space) X(space_to_depth) X(pixel_norm_silu)                                   \
   X(depthwise_conv3x3) X(depthwise_glu)                                                    \
   X(temporal_conv3)                                                                        \
   X(resize) X(crop) X(rgb_to_ycbcr) X(ycbcr_to_rgb) X(rgb_to_hsv) X(hsv_to_rgb)            \
