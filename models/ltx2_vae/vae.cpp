@@ -66,6 +66,7 @@ VideoDecoder::VideoDecoder(const VideoVaeConfig& c, Device device)
 
 Tensor VideoDecoder::operator()(const Tensor& latents, TimePass& pass, Tensors* features) const {
   Tensor h = through(mid_block.resnets, conv_in(latents, pass), pass);
+  if (features) features->push_back(h);
   for (const Block& block : up_blocks) {
     h = through(block.resnets, block.upsamplers[0](h, pass), pass);
     if (features) features->push_back(h);
@@ -176,6 +177,11 @@ Tensor VideoVae::decode(const Tensor& latents, bool causal) const {
   return unpatchify(decoder(unnormalised(latents), pass));
 }
 
+Tensor VideoVae::decode(const Tensor& latents, bool causal, Tensors& features) const {
+  TimePass pass = TimePass::clip(causal || config_.decoder_causal);
+  return unpatchify(decoder(unnormalised(latents), pass, &features));
+}
+
 Tensor VideoVae::decode(const Tensor& latents, VideoState& state) const {
   const NoGrad off;
   VideoState next = state;
@@ -183,6 +189,18 @@ Tensor VideoVae::decode(const Tensor& latents, VideoState& state) const {
   const Tensor patches = decoder(unnormalised(latents), pass);
   state = std::move(next);
   return unpatchify(patches);
+}
+
+void remap_to_causal(VideoDecoder& decoder) {
+  const NoGrad off;
+  for_each_tensor(decoder, [](const std::string&, Tensor& t) {
+    if (t.dims() != 5) return;
+    check(t.dim(2) == 3, "remap_to_causal: a kernel of ", t.dim(2), " frames, must be 3");
+    const auto tap = [&](int64_t k) { return t.detach().slice(2, k, k + 1); };
+    tap(2).add_in_place(tap(1));
+    tap(1).copy_from(tap(0).clone());
+    tap(0).fill(0);
+  });
 }
 
 Tensor decode_tiles(const VideoVae& vae, const Tensor& latents, int64_t tile, int64_t blend) {

@@ -60,7 +60,7 @@ struct VideoDecoder {
     f("up_blocks", up_blocks);
     f("conv_out", conv_out);
   }
-  // [B, T, h, w, C] to patches. Called with what every up block gives, when asked for.
+  // [B, T, h, w, C] to patches. `features` receives what the mid block and every up block give.
   Tensor operator()(const Tensor& latents, TimePass& pass, Tensors* features = nullptr) const;
 };
 
@@ -94,6 +94,8 @@ class VideoVae {
   Tensor decode(const Tensor& latents, bool causal) const;
   // The next latents of a stream, causally.
   Tensor decode(const Tensor& latents, VideoState& state) const;
+  // As the first, and what the middle of the decoder and each of its up blocks give, for distillation.
+  Tensor decode(const Tensor& latents, bool causal, Tensors& features) const;
 
   Tensor normalised(const Tensor& means) const;      // [B, T, h, w, C] to latents
   Tensor unnormalised(const Tensor& latents) const;  // and back
@@ -107,6 +109,11 @@ class VideoVae {
  private:
   VideoVaeConfig config_;
 };
+
+// Makes a causal decoder of one whose convolutions look to both sides (training.md 5): the taps (a, b, c) on
+// the frames before, now and after become (0, a, b + c) on the two frames before and now. Frames that do not
+// change in time are decoded as before; what moves loses quality until it is trained again.
+void remap_to_causal(VideoDecoder& decoder);
 
 // The decoding of the public release (vae_text.md 3.4): every run of `tile` latents is decoded by itself,
 // with frames on both sides, and the runs are blended over `blend` frames. For comparison: it costs about
