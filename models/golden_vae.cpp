@@ -29,17 +29,18 @@ bool is_ltx2_vae_golden(const SafeTensors& file) {
 }
 bool is_taeltx2_golden(const SafeTensors& file) { return file.contains("weights.decoder.7.conv.weight"); }
 
-std::vector<GoldenRow> run_ltx2_vae_golden(const SafeTensors& file, Device device) {
+std::vector<GoldenRow> run_ltx2_vae_golden(const SafeTensors& file, Device device, DType dtype) {
   const NoGrad off;
   const auto info = file.metadata().find("info");
   check(info != file.metadata().end(), file.path(), ": the header has no 'info'");
   VideoVae vae(ltx2_vae_config(parse_json(info->second, file.path() + ": info"), file.path()), device);
   load_tensors(named_tensors(vae), file, "weights.");
+  convert(vae, dtype);
   pack_convs(vae);
   // Pixels are [B, 3, T, H, W] in the file.
   const auto frames_first = [](const Tensor& frames) { return frames.permute({0, 4, 1, 2, 3}); };
-  const Tensor video = file.get("in.video").to(device).permute({0, 2, 3, 4, 1}).contiguous();
-  const Tensor mode = file.get("enc.mode").to(device);
+  const Tensor video = file.get("in.video").to(device).to(dtype).permute({0, 2, 3, 4, 1}).contiguous();
+  const Tensor mode = file.get("enc.mode").to(device).to(dtype);
   // The file's latents are not normalised; the decoder takes normalised ones.
   const int64_t c = vae.config().latent_channels;
   const Tensor z = vae.normalised(mode.permute({0, 2, 3, 4, 1}));
@@ -48,14 +49,15 @@ std::vector<GoldenRow> run_ltx2_vae_golden(const SafeTensors& file, Device devic
   const Tensor streamed =
       by_pieces(video, 1, 1, 8, 2, [&](const Tensor& x) { return vae.encode(x, encoding); });
   const Tensor decoded = by_pieces(z, 2, 1, 1, 1, [&](const Tensor& x) { return vae.decode(x, decoding); });
-  return {row("encode", "enc.mode", vae.moments(video).slice(4, 0, c).permute({0, 4, 1, 2, 3}), mode),
-          row("encode, streamed", "enc.mode", un(streamed), mode),
+  return {row("encode", "enc.mode", vae.moments(video).slice(4, 0, c).permute({0, 4, 1, 2, 3}),
+              file.get("enc.mode")),
+          row("encode, streamed", "enc.mode", un(streamed), file.get("enc.mode")),
           row("decode, causal", "dec.causal", frames_first(vae.decode(z, true)), file.get("dec.causal")),
           row("decode, streamed", "dec.stream", frames_first(decoded), file.get("dec.stream")),
           row("decode, two-way", "dec.bidir", frames_first(vae.decode(z, false)), file.get("dec.bidir"))};
 }
 
-std::vector<GoldenRow> run_taeltx2_golden(const SafeTensors& file, Device device) {
+std::vector<GoldenRow> run_taeltx2_golden(const SafeTensors& file, Device device, DType dtype) {
   const NoGrad off;
   TinyVaeConfig config;
   config.encoder_width = file.get("weights.encoder.0.weight").dim(0);
@@ -67,9 +69,10 @@ std::vector<GoldenRow> run_taeltx2_golden(const SafeTensors& file, Device device
             .dim(0);
   TinyVae vae(config, device);
   load_tensors(named_tensors(vae), file, "weights.");
+  convert(vae, dtype);
   // Pixels are [B, T, 3, H, W] in the file, latents [B, T, C, H, W].
-  const Tensor video = file.get("in.video").to(device).permute({0, 1, 3, 4, 2}).contiguous();
-  const Tensor z = file.get("enc").to(device).transpose(1, 2);
+  const Tensor video = file.get("in.video").to(device).to(dtype).permute({0, 1, 3, 4, 2}).contiguous();
+  const Tensor z = file.get("enc").to(device).to(dtype).transpose(1, 2);
   const auto frames_first = [](const Tensor& frames) { return frames.permute({0, 1, 4, 2, 3}); };
   VideoState encoding, decoding;
   const Tensor streamed = by_pieces(with_last_repeated(video, 8), 1, 3, 5, 2,

@@ -7,7 +7,7 @@ namespace rivulet {
 
 bool is_ltx2_vae_golden(const SafeTensors& file);
 bool is_taeltx2_golden(const SafeTensors& file);
-std::vector<GoldenRow> run_ltx2_vae_golden(const SafeTensors& file, Device device);
-std::vector<GoldenRow> run_taeltx2_golden(const SafeTensors& file, Device device);
+std::vector<GoldenRow> run_ltx2_vae_golden(const SafeTensors& file, Device device, DType dtype);
+std::vector<GoldenRow> run_taeltx2_golden(const SafeTensors& file, Device device, DType dtype);
 
 }  // namespace rivulet

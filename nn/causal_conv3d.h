@@ -76,7 +76,7 @@ void pack_convs(M& module) {
   const NoGrad off;
   for_each_tensor(module, [](const std::string&, Tensor& t) {
     if (t.dims() != 5) return;
-    const Tensor packed = channels_last_weight(t.shape(), t.device());
+    const Tensor packed = channels_last_weight(t.shape(), t.device(), t.dtype());
     packed.copy_from(t.detach());
     t = packed;
   });

@@ -253,9 +253,9 @@ Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSt
                 });
 }
 
-Tensor channels_last_weight(const Shape& s, Device device) {
+Tensor channels_last_weight(const Shape& s, Device device, DType dtype) {
   check(s.size() == 5, "channels_last_weight: shape ", s, ", wanted [Co, C, kt, kh, kw]");
-  return Tensor({s[0], s[2], s[3], s[4], s[1]}, DType::f32, device).permute({0, 4, 1, 2, 3});
+  return Tensor({s[0], s[2], s[3], s[4], s[1]}, dtype, device).permute({0, 4, 1, 2, 3});
 }
 
 Tensor conv2d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSteps<2>& steps) {

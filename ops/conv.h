@@ -44,7 +44,7 @@ Tensor conv2d(const Tensor& x, const Tensor& w, const Tensor& bias = {},
 Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias = {},
               const ConvSteps<3>& steps = ConvSteps<3>(), const Tensors& left = {});
 // Unspecified contents, shape [Co, C, kt, kh, kw], memory in the order that conv3d reads.
-Tensor channels_last_weight(const Shape& shape, Device device);
+Tensor channels_last_weight(const Shape& shape, Device device, DType dtype = DType::f32);
 
 constexpr int64_t kMostLeftFrames = 4;
 
