@@ -237,3 +237,24 @@ TEST_CASE("names and sizes of the released autoencoder") {
   CHECK(error_of([&] { ltx2_vae_config(noisy, "x.json"); }).find("decoder_inject_noise") !=
         std::string::npos);
 }
+
+TEST_CASE("weights and frames in bf16 give what f32 gives, but for rounding") {
+  const NoGrad off;
+  VideoVae vae = random_vae();
+  Rng rng{5};
+  const Tensor frames = rand_uniform({1, 9, 16, 24, 3}, -1, 1, rng), z = vae.encode(frames);
+  const Tensor decoded = vae.decode(z, true);
+  convert(vae, DType::bf16);
+  pack_convs(vae);
+  VideoState encoding, decoding;
+  const Tensor half = frames.to(DType::bf16), z16 = vae.encode(half);
+  CHECK(z16.dtype() == DType::bf16);
+  CHECK(relative_error(z16, z) < 0.03);
+  CHECK(relative_error(
+            in_pieces(half, 1, {1, 4, 4}, 2, [&](const Tensor& x) { return vae.encode(x, encoding); }), z16) <
+        0.03);
+  const Tensor streamed =
+      in_pieces(z.to(DType::bf16), 2, {1, 2}, 1, [&](const Tensor& x) { return vae.decode(x, decoding); });
+  CHECK(streamed.dtype() == DType::bf16);
+  CHECK(relative_error(streamed, decoded) < 0.03);
+}
