@@ -44,6 +44,7 @@ struct VaeOptions {
   std::string sheet;  // a PNG with frames of both
   std::string device = "cpu";
   int64_t frames = 0;  // at most so many, 0 for all
+  bool tiles = false;  // a two-way decoder works on runs of 4 latents, blended, instead of the whole clip
   bool remap = false;  // make a causal decoder of one that sees both sides, by the remap alone
 };
 int run_vae(const VaeOptions& options);

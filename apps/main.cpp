@@ -80,6 +80,8 @@ Run add_vae(CLI::App& app) {
   app.add_option("--frames", o->frames, "At most so many frames")->check(CLI::PositiveNumber);
   app.add_option("--sheet", o->sheet, "Also write a PNG with frames of the source and the decoded clip");
   app.add_option("--device", o->device, "cpu or cuda");
+  app.add_flag("--tiles", o->tiles,
+               "Decode runs of 4 latents and blend them, where the decoder sees both sides");
   app.add_flag("--remap", o->remap, "Decode causally with the taps on future frames folded into the present");
   return [o] { return run_vae(*o); };
 }

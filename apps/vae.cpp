@@ -44,11 +44,12 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// f(latents to frames, and how) for the two ways of decoding: piece by piece, or the clip at once.
+enum class Decoding { stream, at_once, tiles };
+
+// Latents come back as frames piece by piece, or all at the end of the clip.
 class Codec {
  public:
-  Codec(const VideoVae& vae, bool streams, Measured& measured)
-      : vae_(vae), streams_(streams), measured_(measured) {}
+  Codec(const VideoVae& vae, Decoding how, Measured& measured) : vae_(vae), how_(how), measured_(measured) {}
 
   // u8 [F, H, W, 3] in; the frames that come out by now, u8, undefined when there are none yet.
   Tensor push(const Tensor& frames) {
@@ -59,14 +60,17 @@ class Codec {
     measured_.encode_seconds += seconds_since(start);
     if (!z) return {};
     measured_.latents += z.numel();
-    if (streams_) return decoded([&] { return vae_.decode(z.to(vae_.device()), decoding_); });
+    if (how_ == Decoding::stream) return decoded([&] { return vae_.decode(z.to(vae_.device()), decoding_); });
     waiting_.push_back(z);
     return {};
   }
   // What is left at the end of the clip.
   Tensor finish() {
     if (waiting_.empty()) return {};
-    return decoded([&] { return vae_.decode(cat(waiting_, 2).to(vae_.device()), false); });
+    return decoded([&] {
+      const Tensor z = cat(waiting_, 2).to(vae_.device());
+      return how_ == Decoding::tiles ? decode_tiles(vae_, z) : vae_.decode(z, false);
+    });
   }
 
  private:
@@ -78,7 +82,7 @@ class Codec {
   }
 
   const VideoVae& vae_;
-  bool streams_;
+  Decoding how_;
   Measured& measured_;
   VideoState encoding_, decoding_;
   Tensors waiting_;
@@ -90,7 +94,9 @@ int run_vae(const VaeOptions& options) {
   const NoGrad off;
   VideoVae vae = open_vae(options.model, device_named(options.device));
   if (options.remap) remap_to_causal(vae.decoder);
-  const bool streams = options.remap || vae.config().decoder_causal;
+  const bool causal = options.remap || vae.config().decoder_causal;
+  check(!(causal && options.tiles), options.model, ": its decoder is causal and needs no tiles");
+  const Decoding how = causal ? Decoding::stream : options.tiles ? Decoding::tiles : Decoding::at_once;
   SourceOptions wanted{.size = {}, .image_rate = {}};
   if (!options.size.empty()) wanted.size = parse_size(options.size);
   const auto source = open_source(options.in, wanted);
@@ -101,7 +107,7 @@ int run_vae(const VaeOptions& options) {
   const auto sink = open_sink(options.out, info);
   SheetSampler sheet({"source", "decoded"});
   Measured measured;
-  Codec codec(vae, streams, measured);
+  Codec codec(vae, how, measured);
   const int64_t step = vae.config().temporal();
   Tensor sources;  // frames whose decoded ones have not come out
   const auto take = [&](Tensor output) {
@@ -140,7 +146,9 @@ int run_vae(const VaeOptions& options) {
   const double n = double(measured.frames), values = n * double(size.width * size.height * 3);
   std::printf("frames       %lld of %lldx%lld, decoded %s\n", static_cast<long long>(measured.frames),
               static_cast<long long>(size.width), static_cast<long long>(size.height),
-              streams ? "as a stream" : "at once, with frames on both sides");
+              how == Decoding::stream  ? "as a stream"
+              : how == Decoding::tiles ? "in blended tiles"
+                                       : "at once");
   std::printf("PSNR         %.2f dB\nSSIM         %.4f\n", measured.psnr(), measured.ssim / n);
   std::printf("FPS          %.2f encode, %.2f decode, %.2f both\n", n / measured.encode_seconds,
               n / measured.decode_seconds, n / (measured.encode_seconds + measured.decode_seconds));

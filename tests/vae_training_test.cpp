@@ -306,6 +306,14 @@ TEST_CASE("rivulet train and rivulet vae, from footage to a decoded clip") {
       CHECK(all.dim(2) == 20);
       CHECK(std::filesystem::exists(options.sheet));
     }
+  options.remap = false;
+  options.tiles = true;
+  options.out = dir / "tiles.y4m";
+  CHECK_THROWS_WITH_AS(run_vae(options), doctest::Contains("causal"), Error);
+  options.model = dir / "run/model";
+  CHECK(run_vae(options) == 0);
+  CHECK(open_source(options.out)->read(100).dim(0) == 8);
+  options.tiles = false;
   options.frames = 2;
   options.out = dir / "two.y4m";
   CHECK(run_vae(options) == 0);
