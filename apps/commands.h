@@ -24,6 +24,18 @@ struct EditOptions {
 };
 int run_edit(const EditOptions& options);
 
+struct ServeOptions {
+  std::string model;  // a model folder, or the name of a bundled one; empty means the bundled brook
+  std::string device = "cpu";
+  std::string bind = "127.0.0.1";  // an address other machines can reach makes a token, which is printed
+  int port = 8017;                 // 0 for one that is free
+  std::string size = "256x144";    // frames are edited at it, turned for a portrait camera
+  std::string safeguards;          // a JSON file; empty for the defaults
+  std::string ledger;              // a file that gets one JSON line per chunk
+  int threads = 0;                 // 0 for all cores
+};
+int run_serve(const ServeOptions& options);
+
 struct TrainOptions {
   std::string config;
   std::string device = "cpu";

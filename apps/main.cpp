@@ -42,6 +42,23 @@ Run add_edit(CLI::App& app) {
   return [o] { return run_edit(*o); };
 }
 
+Run add_serve(CLI::App& app) {
+  auto o = std::make_shared<ServeOptions>();
+  app.add_option("--model", o->model, "A model folder or the name of a bundled model (default: brook)");
+  app.add_option("--device", o->device, "cpu or cuda");
+  app.add_option("--port", o->port, "The port of the page, 0 for one that is free")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 65535));
+  app.add_option("--bind", o->bind,
+                 "The address to listen on; any but this machine's own asks for a token, which is printed")
+      ->capture_default_str();
+  app.add_option("--size", o->size, "WxH to edit at, turned for a portrait camera")->capture_default_str();
+  app.add_option("--safeguards", o->safeguards, "A JSON file of what the safeguards do");
+  app.add_option("--ledger", o->ledger, "Append one JSON line per chunk to this file");
+  app.add_option("--threads", o->threads, "CPU threads (default: all)")->check(CLI::Range(1, 1024));
+  return [o] { return run_serve(*o); };
+}
+
 Run add_train(CLI::App& app) {
   auto o = std::make_shared<TrainOptions>();
   app.add_option("config", o->config, "The training run as JSON")->required();
@@ -139,6 +156,7 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"edit", "Edit a video by an instruction", add_edit},
+    {"serve", "Edit what a camera sees, live on a page in the browser", add_serve},
     {"train", "Train an editor from one JSON file, or go on with a run", add_train},
     {"eval", "Measure an editor on real clips against the exact edits", add_eval},
     {"data", "Gather footage for training, and look at the samples made of it", add_data},
