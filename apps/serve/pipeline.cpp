@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include "ops/shape.h"
 #include "tensor/parallel.h"
@@ -150,17 +151,21 @@ void Pipeline::screen() {
   }
 }
 
-// Frames that the next chunk takes, once there is an instruction; 0 when stopped.
-int64_t Pipeline::next_frames() {
+// Frames that the next chunk takes, once there is an instruction and the chunk will be needed in `ahead`
+// seconds; 0 when stopped.
+int64_t Pipeline::next_frames(double ahead) {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return stopped_ || orders_.prompt; });
+  const double pause = needed_at_ - ahead - steady_seconds();
+  if (pause > 0) changed_.wait_for(lock, std::chrono::duration<double>(pause), [&] { return stopped_; });
   if (stopped_) return 0;
   return orders_.fresh ? options_.editor->first_chunk_frames() : options_.editor->chunk_frames();
 }
 
 void Pipeline::prepare() {
   JpegCodec codec;
-  while (const int64_t n = next_frames()) {
+  double ahead = 0;
+  while (const int64_t n = next_frames(ahead)) {
     auto chunk = std::make_shared<Chunk>();
     chunk->from = frames_.take(size_t(n));
     if (chunk->from.empty()) return;
@@ -181,6 +186,7 @@ void Pipeline::prepare() {
     chunk->row.encode_ms = lap(clock);
     chunk->prepare_ms = chunk->row.decode_ms + chunk->row.encode_ms;
     chunk->handed_on = clock;
+    ahead = 1.5 * chunk->prepare_ms / 1000 + 0.01;
     if (!prepared_.give(std::move(chunk))) return;
   }
 }
@@ -205,12 +211,18 @@ bool Pipeline::read_frames(Chunk& chunk, JpegCodec& codec) {
 
 void Pipeline::denoise() {
   EditState state;
+  double usual = 0;  // seconds that a chunk takes
   while (auto next = prepared_.take()) {
     Chunk& chunk = **next;
     double clock = steady_seconds();
+    {
+      const std::lock_guard lock(mutex_);
+      needed_at_ = clock + usual;
+    }
     chunk.row.queue_ms = 1000 * (clock - chunk.handed_on);
     denoise(chunk, state);
     chunk.denoise_ms = lap(clock);
+    usual = usual == 0 ? chunk.denoise_ms / 1000 : 0.8 * usual + 0.2 * chunk.denoise_ms / 1000;
     chunk.handed_on = clock;
     if (!denoised_.give(std::move(*next))) return;
   }

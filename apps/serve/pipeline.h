@@ -4,7 +4,8 @@
 //   denoise   the network, the only stage that needs the chunk before    n
 //   finish    latents to pixels, safeguards, pixels to JPEG       chunk n - 1
 //
-// A fourth thread screens and encodes instructions, so that a slow classifier holds up no frame. Settings are
+// prepare begins only shortly before denoise will be free: frames that wait any longer would be older than they
+// need be. A fourth thread screens and encodes instructions, so that a slow classifier holds up no frame. Settings are
 // read when a chunk begins and go with it: they change between chunks and never inside one.
 #pragma once
 
@@ -70,7 +71,7 @@ class Pipeline {
   void prepare();
   void denoise();
   void finish();
-  int64_t next_frames();
+  int64_t next_frames(double ahead);
   bool read_frames(Chunk& chunk, JpegCodec& codec);
   void denoise(Chunk& chunk, EditState& state) const;
   Tensor settle(const Chunk& chunk) const;
@@ -82,10 +83,11 @@ class Pipeline {
   const std::function<void(Event)> emit_;
   FrameQueue frames_;
   Handoff<std::shared_ptr<Chunk>> prepared_, denoised_;
-  std::mutex mutex_;  // of the four below
+  std::mutex mutex_;  // of the five below
   std::condition_variable changed_;
   Orders orders_;
   std::optional<Instruct> instruction_;  // not screened yet
+  double needed_at_ = 0;  // when denoise() will want a chunk, as far as one can tell
   bool stopped_ = false;
   FrameSize size_;             // of prepare(): what the stream is edited at
   bool falling_back_ = false;  // of finish()
