@@ -12,13 +12,9 @@
 
 namespace rivulet {
 
-// 64 hex digits.
-std::string sha256_hex(const std::string& bytes);
-
 class AuditLog {
  public:
-  // Continues the chain of an existing file, whose last line must be whole and true. Throws when the file
-  // cannot be opened or its end is broken.
+  // Continues the chain of an existing file. Throws when the file cannot be opened or its chain is broken.
   explicit AuditLog(const std::string& path);
   ~AuditLog();
   AuditLog(const AuditLog&) = delete;

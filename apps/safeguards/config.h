@@ -56,7 +56,7 @@ struct MarkConfig {
   std::string key = "rivulet";  // any text; whoever knows it can read and write marks
   std::string key_file;         // takes its place: the key is the file's bytes
   std::string payload;          // 16 hex digits; empty for a digest of the session's facts
-  double psnr = 44;             // of a marked frame's luma against the unmarked, dB, at least 42
+  double psnr = 42;             // of a marked frame's luma against the unmarked, dB, at least 42
 };
 
 struct AuditConfig {

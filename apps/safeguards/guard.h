@@ -45,12 +45,14 @@ class Safeguards {
 
   const SafeguardConfig& config() const { return config_; }
   const Watermark& watermark() const { return *mark_; }
+  const Tensor& mask() const { return mask_; }  // the mask image, undefined without one
 
  private:
   SafeguardConfig config_;
   Screen screen_;
   std::unique_ptr<Watermark> mark_;
   std::unique_ptr<AuditLog> audit_;
+  Tensor mask_;
 };
 
 struct StreamFacts {
@@ -71,7 +73,9 @@ class StreamGuard {
  public:
   // `safeguards` must outlive it. Logs the start and its payload.
   StreamGuard(const Safeguards& safeguards, const StreamFacts& facts);
-  ~StreamGuard();  // logs the end
+  ~StreamGuard();
+  // Logs the end.
+  void finish();
 
   // Throws Refused when the source, over the frames seen so far, carries our mark and that is not allowed.
   // Cheap: stops looking after some seconds' worth of frames.

@@ -38,12 +38,13 @@ class Monitor {
   // What is wrong with showing these frames next; nothing is remembered until shown() is called.
   // u8 [F, H, W, 3] of one size; seconds from one frame to the next.
   std::vector<Alarm> check(const Tensor& source, const Tensor& edit, double seconds) const;
-  // The frames that were shown.
+  // The frames that were shown, of a shape with those of the source.
   void shown(const Tensor& source, const Tensor& frames, double seconds);
   void reset();
 
  private:
   struct Memory {
+    explicit Memory(const MonitorConfig& config);
     FlashMeter flash;
     CellPicture last_source, last_edit;
     double frozen = 0;  // seconds
