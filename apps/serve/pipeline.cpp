@@ -282,6 +282,7 @@ void Pipeline::finish() {
     report(guarded);
     send(chunk, guarded, codec);
   }
+  if (guard) guard->finish();
 }
 
 // Says when the picture goes back to the source, and when the edit is shown again.

@@ -8,10 +8,13 @@ import { chromium } from "playwright-core";
 
 const [rivulet, out] = process.argv.slice(2);
 const patience = 60000;
+const limit = setTimeout(() => { console.error("the browser tests took too long"); process.exit(1); }, 420000);
+process.on("uncaughtException", (error) => { console.error(error); process.exit(1); });
 mkdirSync(out, { recursive: true });
 
 function serve(port = 0, extra = []) {
   const child = spawn(rivulet, ["serve", "--port", String(port), ...extra], { stdio: ["ignore", "pipe", "inherit"] });
+  children.add(child);
   const address = new Promise((resolve, reject) => {
     child.stdout.once("data", (text) => resolve(String(text).trim()));
     child.once("exit", (code) => reject(new Error(`rivulet serve ended with ${code}`)));
@@ -19,6 +22,9 @@ function serve(port = 0, extra = []) {
   const stop = (signal = "SIGTERM") => new Promise((resolve) => { child.once("exit", resolve); child.kill(signal); });
   return { address, stop };
 }
+
+const children = new Set();
+process.on("exit", () => { for (const child of children) child.kill("SIGKILL"); });
 
 const browser = await chromium.launch({
   executablePath: "/usr/bin/chromium",
@@ -112,6 +118,7 @@ await step("strength 0 is the source, and a protected part stays", async () => {
   await until("the source", async () => Math.abs((await look(page, "source")).light - (await look(page, "edit")).light) < 8);
   await page.fill("#strength", "100");
   await page.click("#protect");
+  await page.waitForTimeout(300);
   const box = await page.locator("#regions").boundingBox();
   await page.mouse.move(box.x + box.width * 0.55, box.y + box.height * 0.1);
   await page.mouse.down();
@@ -236,4 +243,5 @@ await step("works by keyboard alone, and every control has a name", async () => 
 assert.deepEqual(page.problems, []);
 await browser.close();
 await page.again.stop();
+clearTimeout(limit);
 console.log(`${steps.length} passed, 0 failed`);

@@ -203,7 +203,9 @@ function showExamples(examples) {
 function drawRegions(on) {
   $("protect").setAttribute("aria-pressed", String(on));
   regions.draw(on);
-  if (on) answer("Draw over the part of the picture that is to stay as it is.");
+  if (!on) return;
+  answer("Draw over the part of the picture that is to stay as it is.");
+  $("stage").scrollIntoView({ block: "center" });
 }
 
 async function stopRecording() {
