@@ -51,7 +51,8 @@ struct ServerProcess {
 
 // The frames of the bundled clip as a camera would send them.
 std::vector<std::string> camera_frames(const LiveSettings& s) {
-  const auto clip = open_source(RIVULET_SOURCE_DIR "/apps/demo/city.mp4", {.size = {640, 360}, .image_rate = {}});
+  const auto clip =
+      open_source(RIVULET_SOURCE_DIR "/apps/demo/city.mp4", {.size = {640, 360}, .image_rate = {}});
   serve::JpegCodec codec;
   std::vector<std::string> frames;
   const FrameSize size = parse_size(s.size);
@@ -90,7 +91,8 @@ class Run {
       turn();
       const auto minute = size_t((steady_seconds() - start_) / 60);
       if (minute >= minutes_.size()) {
-        if (minute > 0) std::fprintf(stderr, "minute %zu: %s\n", minute, minute_row(minute - 1).dump().c_str());
+        if (minute > 0)
+          std::fprintf(stderr, "minute %zu: %s\n", minute, minute_row(minute - 1).dump().c_str());
         minutes_.push_back({});
       }
     }

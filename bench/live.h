@@ -8,7 +8,7 @@ namespace rivulet::bench {
 
 struct LiveSettings {
   double seconds = 60;
-  double camera_fps = 30;          // at most; the server's own pace is kept, as the page keeps it
+  double camera_fps = 30;  // at most; the server's own pace is kept, as the page keeps it
   std::string size = "256x144";
   std::string instruction = "turn it into a pencil sketch";
 };

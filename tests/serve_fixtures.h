@@ -25,7 +25,8 @@ struct RunningServer {
   Live live;
   std::thread thread{[this] { live.run(); }};
 
-  explicit RunningServer(const LiveOptions& options = small(), const SafeguardConfig& config = default_safeguards())
+  explicit RunningServer(const LiveOptions& options = small(),
+                         const SafeguardConfig& config = default_safeguards())
       : safeguards(config), live(options, editor, safeguards) {}
   ~RunningServer() {
     live.stop();
@@ -55,7 +56,8 @@ inline std::string camera_jpeg(int n, FrameSize size = {96, 64}) {
   for (int64_t y = 0; y < size.height; ++y)
     for (int64_t x = 0; x < size.width; ++x)
       for (int64_t c = 0; c < 3; ++c)
-        frame.data<uint8_t>()[(y * size.width + x) * 3 + c] = uint8_t(90 + 60 * ((x + n) / 16 % 2) + 20 * c + y / 2);
+        frame.data<uint8_t>()[(y * size.width + x) * 3 + c] =
+            uint8_t(90 + 60 * ((x + n) / 16 % 2) + 20 * c + y / 2);
   return JpegCodec().encode(frame, 92);
 }
 

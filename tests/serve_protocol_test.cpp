@@ -16,11 +16,13 @@ TEST_CASE("protocol: every message is read as it was meant") {
   const auto h = std::get<Hello>(parse_text(R"({"type":"hello","version":1,"role":"edit","token":"abc"})"));
   CHECK(h.role == Role::editor);
   CHECK(h.token == "abc");
-  const auto i = std::get<Instruct>(parse_text(R"({"type":"instruct","text":"make it night","keep_memory":false})"));
+  const auto i =
+      std::get<Instruct>(parse_text(R"({"type":"instruct","text":"make it night","keep_memory":false})"));
   CHECK(i.text == "make it night");
   CHECK_FALSE(i.keep_memory);
   CHECK(std::get<Instruct>(parse_text(R"({"type":"instruct","text":"x"})")).keep_memory);
-  const auto s = std::get<Settings>(parse_text(R"({"type":"settings","strength":0.25,"seed":9007199254740991,"steps":8})"));
+  const auto s = std::get<Settings>(
+      parse_text(R"({"type":"settings","strength":0.25,"seed":9007199254740991,"steps":8})"));
   CHECK(s.strength == 0.25);
   CHECK(s.seed == 9007199254740991u);
   CHECK(s.steps == 8);
@@ -79,8 +81,8 @@ TEST_CASE("protocol: pictures there and back, and damaged ones") {
   other = m;
   other[3] = 1;
   CHECK_THROWS_WITH_AS(parse_frame(other), doctest::Contains("damaged"), Error);
-  CHECK_THROWS_WITH_AS(parse_frame(std::string(size_t(kMaxMessageBytes) + 1, '\1')), doctest::Contains("at most"),
-                       Error);
+  CHECK_THROWS_WITH_AS(parse_frame(std::string(size_t(kMaxMessageBytes) + 1, '\1')),
+                       doctest::Contains("at most"), Error);
 }
 
 TEST_CASE("jpeg: sizes from the markers, scaling while decoding, damage refused") {
@@ -134,7 +136,8 @@ TEST_CASE("access: secrets, loopback, hosts and origins") {
   CHECK(same_secret(token, token));
   std::string wrong = token;
   wrong.back() = wrong.back() == '0' ? '1' : '0';
-  for (const std::string& w : {wrong, token.substr(1), token + token, std::string()}) CHECK_FALSE(same_secret(w, token));
+  for (const std::string& w : {wrong, token.substr(1), token + token, std::string()})
+    CHECK_FALSE(same_secret(w, token));
   CHECK_THROWS_AS(same_secret("", ""), Error);
 
   CHECK(is_loopback("127.0.0.1"));
@@ -183,7 +186,8 @@ TEST_CASE("ledger: quantiles, rates, a file of one line per chunk") {
   CHECK(ledger.summary(200).at("glass_p99_ms") == 0);  // long ago
   std::ifstream file(dir / "ledger.jsonl");
   int lines = 0;
-  for (std::string line; std::getline(file, line); ++lines) CHECK(nlohmann::json::parse(line).at("chunk") == lines);
+  for (std::string line; std::getline(file, line); ++lines)
+    CHECK(nlohmann::json::parse(line).at("chunk") == lines);
   CHECK(lines == 40);
   CHECK_THROWS_WITH_AS(Ledger(dir / "no/such/ledger"), doctest::Contains("cannot be written"), Error);
 }

@@ -38,7 +38,8 @@ struct Room {
   Outs say(ClientId id, const nlohmann::json& m) { return session.text(id, m.dump(), now); }
   Outs show(ClientId id, uint32_t sequence) {
     return session.picture(
-        id, std::make_shared<const std::string>(picture_message({PictureKind::frame, 0, sequence, 5}, "x")), now);
+        id, std::make_shared<const std::string>(picture_message({PictureKind::frame, 0, sequence, 5}, "x")),
+        now);
   }
 };
 
@@ -75,7 +76,8 @@ TEST_CASE("session: what the editor asks for is passed on, and everyone is told"
   CHECK(json_of(told[1]).at("seed") == 7);
   CHECK(room.control.settings.strength == 0.8);
   CHECK(room.say(1, {{"type", "protect"}, {"regions", {{0, 0, 0.5, 0.5}}}}).size() == 2);
-  CHECK(room.control.calls == std::vector<std::string>{"begin 1", "make it night, anew", "reset", "protect 1"});
+  CHECK(room.control.calls ==
+        std::vector<std::string>{"begin 1", "make it night, anew", "reset", "protect 1"});
   const Outs state = room.session.event(1, Instructed{"make it night"}, room.now);
   REQUIRE(state.size() == 2);
   CHECK(json_of(state[1]).at("instruction") == "make it night");

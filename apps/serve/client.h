@@ -11,8 +11,8 @@
 namespace rivulet::serve {
 
 struct FromServer {
-  nlohmann::json text;              // null for a picture
-  std::optional<Picture> picture;   // a part of `bytes`
+  nlohmann::json text;             // null for a picture
+  std::optional<Picture> picture;  // a part of `bytes`
   std::shared_ptr<const std::string> bytes;
 };
 

@@ -41,11 +41,10 @@ void HttpConnection::read() {
   parser_->body_limit(uint64_t(0));
   // For the whole request, however slowly it comes.
   stream_.expires_after(std::chrono::milliseconds(int(1000 * kRequestSeconds)));
-  http::async_read(stream_, buffer_, *parser_,
-                   [self = shared_from_this()](beast::error_code error, size_t) {
-                     if (error) return self->over();
-                     self->answer();
-                   });
+  http::async_read(stream_, buffer_, *parser_, [self = shared_from_this()](beast::error_code error, size_t) {
+    if (error) return self->over();
+    self->answer();
+  });
 }
 
 void HttpConnection::answer() {
@@ -86,7 +85,8 @@ void HttpConnection::send(http::status status, std::string_view type, std::strin
   response_->set("Content-Security-Policy", kContentPolicy);
   response_->set("Cross-Origin-Opener-Policy", "same-origin");
   response_->set("Cross-Origin-Resource-Policy", "same-origin");
-  response_->set("Permissions-Policy", "camera=(self), display-capture=(self), microphone=(), geolocation=()");
+  response_->set("Permissions-Policy",
+                 "camera=(self), display-capture=(self), microphone=(), geolocation=()");
   response_->set("Referrer-Policy", "no-referrer");
   response_->set("X-Content-Type-Options", "nosniff");
   const bool keep = status == http::status::ok && parser_->get().keep_alive();

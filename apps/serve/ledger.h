@@ -11,20 +11,20 @@
 namespace rivulet::serve {
 
 struct ChunkRow {
-  int64_t chunk = 0;           // of the stream, from 0
+  int64_t chunk = 0;  // of the stream, from 0
   int64_t frames = 0;
-  double wait_ms = 0;          // of its oldest frame, from arrival until the chunk was begun
-  double decode_ms = 0;        // JPEG to pixels of the session's size
-  double encode_ms = 0;        // pixels to latents
+  double wait_ms = 0;           // of its oldest frame, from arrival until the chunk was begun
+  double decode_ms = 0;         // JPEG to pixels of the session's size
+  double encode_ms = 0;         // pixels to latents
   std::vector<double> pass_ms;  // each network call; the last one writes the memory
-  double latents_ms = 0;       // latents to pixels
-  double guard_ms = 0;         // blending, monitoring and marking
-  double jpeg_ms = 0;          // pixels to JPEG
-  double queue_ms = 0;         // waits between the stages
-  double total_ms = 0;         // from the arrival of the oldest frame to the last JPEG
-  double stage_ms = 0;         // the slowest of the three stages, which sets the pace
+  double latents_ms = 0;        // latents to pixels
+  double guard_ms = 0;          // blending, monitoring and marking
+  double jpeg_ms = 0;           // pixels to JPEG
+  double queue_ms = 0;          // waits between the stages
+  double total_ms = 0;          // from the arrival of the oldest frame to the last JPEG
+  double stage_ms = 0;          // the slowest of the three stages, which sets the pace
   bool fell_back = false;
-  int64_t dropped = 0;         // frames of the session so far that made room for newer ones
+  int64_t dropped = 0;  // frames of the session so far that made room for newer ones
 };
 nlohmann::json to_json(const ChunkRow& row);
 

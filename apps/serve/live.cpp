@@ -42,9 +42,8 @@ Live::Live(const LiveOptions& options, const Editor& editor, const Safeguards& s
       server_(options.server, session_),
       studio_(pipeline_for(options, editor, safeguards), [this](int64_t number, Event event) {
         const auto shared = std::make_shared<Event>(std::move(event));
-        server_.post([this, number, shared] {
-          return session_.event(number, std::move(*shared), steady_seconds());
-        });
+        server_.post(
+            [this, number, shared] { return session_.event(number, std::move(*shared), steady_seconds()); });
       }) {}
 
 }  // namespace rivulet::serve

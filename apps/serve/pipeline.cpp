@@ -32,7 +32,9 @@ void keep_region(const Tensor& source, const Tensor& edit, const Region& r) {
   const auto [top, bottom] = span(r.y, r.height, edit.dim(1));
   const auto [left, right] = span(r.x, r.width, edit.dim(2));
   if (top >= bottom || left >= right) return;
-  edit.slice(1, top, bottom).slice(2, left, right).copy_from(source.slice(1, top, bottom).slice(2, left, right));
+  edit.slice(1, top, bottom)
+      .slice(2, left, right)
+      .copy_from(source.slice(1, top, bottom).slice(2, left, right));
 }
 
 // edit becomes source + strength * (edit - source).
@@ -40,7 +42,8 @@ void blend(const Tensor& source, const Tensor& edit, double strength) {
   const int weight = int(std::lround(256 * strength));
   const uint8_t* s = source.data<uint8_t>();
   uint8_t* e = edit.data<uint8_t>();
-  for (int64_t i = 0; i < edit.numel(); ++i) e[i] = uint8_t((s[i] * (256 - weight) + e[i] * weight + 128) >> 8);
+  for (int64_t i = 0; i < edit.numel(); ++i)
+    e[i] = uint8_t((s[i] * (256 - weight) + e[i] * weight + 128) >> 8);
 }
 
 }  // namespace
@@ -60,8 +63,8 @@ struct Pipeline::Chunk {
 
 Pipeline::Pipeline(const PipelineOptions& options, std::function<void(Event)> emit)
     : options_(options), emit_(std::move(emit)), frames_(waiting_frames(*options.editor)) {
-  for (auto stage : {&Pipeline::screen, &Pipeline::prepare, static_cast<void (Pipeline::*)()>(&Pipeline::denoise),
-                     &Pipeline::finish})
+  for (auto stage : {&Pipeline::screen, &Pipeline::prepare,
+                     static_cast<void (Pipeline::*)()>(&Pipeline::denoise), &Pipeline::finish})
     threads_.emplace_back([this, stage] { run(stage); });
 }
 
@@ -196,8 +199,7 @@ bool Pipeline::read_frames(Chunk& chunk, JpegCodec& codec) {
   Tensors frames;
   try {
     const FrameSize first = jpeg_size(chunk.from.front().jpeg());
-    const FrameSize size =
-        nearest_multiple(orient(options_.size, first), options_.editor->size_multiple());
+    const FrameSize size = nearest_multiple(orient(options_.size, first), options_.editor->size_multiple());
     chunk.orders.fresh = chunk.orders.fresh || size != size_;
     size_ = size;
     for (const SourceFrame& f : chunk.from) frames.push_back(fit_frames(codec.decode(f.jpeg(), size), size));
@@ -232,7 +234,8 @@ void Pipeline::denoise(Chunk& chunk, EditState& state) const {
   if (chunk.orders.fresh) state = {};
   if (chunk.orders.fresh || chunk.orders.seed != state.noise.seed) state.noise = Rng{chunk.orders.seed};
   try {
-    Denoised out = options_.editor->denoise(chunk.latents, *chunk.orders.prompt, state, chunk.orders.sampling);
+    Denoised out =
+        options_.editor->denoise(chunk.latents, *chunk.orders.prompt, state, chunk.orders.sampling);
     chunk.latents = std::move(out.latents);
     for (double s : out.pass_seconds) chunk.row.pass_ms.push_back(1000 * s);
   } catch (const Error&) {
@@ -261,14 +264,13 @@ void Pipeline::finish() {
     double clock = steady_seconds();
     chunk.row.queue_ms += 1000 * (clock - chunk.handed_on);
     if (!guard)
-      guard = std::make_unique<StreamGuard>(
-          *options_.safeguards, StreamFacts{options_.name, options_.editor->model().config().name,
-                                            chunk.orders.prompt->text, chunk.orders.seed});
+      guard = std::make_unique<StreamGuard>(*options_.safeguards,
+                                            StreamFacts{options_.name, options_.editor->model().config().name,
+                                                        chunk.orders.prompt->text, chunk.orders.seed});
     else if (chunk.orders.fresh)
       guard->reset();
     const double begun = std::exchange(last_arrived, chunk.from.back().arrived);
-    const double seconds =
-        std::clamp((last_arrived - begun) / double(chunk.row.frames), 1.0 / 120, 1.0);
+    const double seconds = std::clamp((last_arrived - begun) / double(chunk.row.frames), 1.0 / 120, 1.0);
     const Tensor edit = settle(chunk);
     chunk.row.latents_ms = lap(clock);
     try {
@@ -300,8 +302,7 @@ void Pipeline::send(Chunk& chunk, const GuardedFrames& guarded, JpegCodec& codec
   for (size_t i = 0; i < chunk.from.size(); ++i) {
     PictureHeader header = chunk.from[i].header;
     header.kind = PictureKind::source;
-    const auto source =
-        std::make_shared<const std::string>(picture_message(header, chunk.from[i].jpeg()));
+    const auto source = std::make_shared<const std::string>(picture_message(header, chunk.from[i].jpeg()));
     header.kind = PictureKind::edited;
     header.flags = guarded.fell_back ? kShowsSource : 0;
     const Tensor frame = guarded.frames.select(0, int64_t(i)).contiguous();

@@ -4,9 +4,10 @@
 //   denoise   the network, the only stage that needs the chunk before    n
 //   finish    latents to pixels, safeguards, pixels to JPEG       chunk n - 1
 //
-// prepare begins only shortly before denoise will be free: frames that wait any longer would be older than they
-// need be. A fourth thread screens and encodes instructions, so that a slow classifier holds up no frame. Settings are
-// read when a chunk begins and go with it: they change between chunks and never inside one.
+// prepare begins only shortly before denoise will be free: frames that wait any longer would be older than
+// they need be. A fourth thread screens and encodes instructions, so that a slow classifier holds up no
+// frame. Settings are read when a chunk begins and go with it: they change between chunks and never inside
+// one.
 #pragma once
 
 #include <condition_variable>
@@ -26,11 +27,11 @@
 namespace rivulet::serve {
 
 struct PipelineOptions {
-  const Editor* editor;          // both outlive the pipeline
+  const Editor* editor;  // both outlive the pipeline
   const Safeguards* safeguards;
-  FrameSize size;                // what is edited; turned for a portrait source
-  std::string name;              // of the session, for the audit log
-  int threads = 0;               // CPU threads of a stage; 0 for all cores
+  FrameSize size;    // what is edited; turned for a portrait source
+  std::string name;  // of the session, for the audit log
+  int threads = 0;   // CPU threads of a stage; 0 for all cores
 };
 
 // Seconds of the steady clock, which every time in here is measured by.
@@ -87,7 +88,7 @@ class Pipeline {
   std::condition_variable changed_;
   Orders orders_;
   std::optional<Instruct> instruction_;  // not screened yet
-  double needed_at_ = 0;  // when denoise() will want a chunk, as far as one can tell
+  double needed_at_ = 0;                 // when denoise() will want a chunk, as far as one can tell
   bool stopped_ = false;
   FrameSize size_;             // of prepare(): what the stream is edited at
   bool falling_back_ = false;  // of finish()

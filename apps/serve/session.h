@@ -3,8 +3,8 @@
 //
 //   connected -> hello -> editor or viewer -> gone
 //
-// One editor at a time; a second one is told so. Viewers only listen. A connection that says nothing is closed
-// after kHelloSeconds, one that breaks the protocol again and again is closed too.
+// One editor at a time; a second one is told so. Viewers only listen. A connection that says nothing is
+// closed after kHelloSeconds, one that breaks the protocol again and again is closed too.
 #pragma once
 
 #include <map>

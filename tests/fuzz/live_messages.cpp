@@ -1,8 +1,8 @@
 // Fuzz target of everything a client can send: each input is a script of messages that are given to a session
 // as if two clients sent them, and pictures go on through the JPEG decoder. Built by tests/fuzz/run.
 //
-// A script: messages one after the other, each with 3 bytes in front: client and kind (bit 0 the client, bit 1
-// a picture, bit 2 a second passes), then the length, little-endian.
+// A script: messages one after the other, each with 3 bytes in front: client and kind (bit 0 the client, bit
+// 1 a picture, bit 2 a second passes), then the length, little-endian.
 #include <cstdlib>
 
 #include "apps/serve/jpeg.h"
@@ -34,7 +34,9 @@ struct Decoder : EditControl {
       // A damaged picture is the client's.
     }
   }
-  void instruct(const Instruct& i) override { must(running && int64_t(i.text.size()) <= kMaxInstructionBytes); }
+  void instruct(const Instruct& i) override {
+    must(running && int64_t(i.text.size()) <= kMaxInstructionBytes);
+  }
   void apply(const Settings& s) override {
     must(running);
     must(!s.strength || (*s.strength >= 0 && *s.strength <= 1));

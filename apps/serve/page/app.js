@@ -8,10 +8,15 @@ import { Recorder, canRecord } from "/recorder.js";
 import { makeRegions } from "/regions.js";
 
 const $ = (id) => document.getElementById(id);
+// The server's reasons name the part that gave them ("instruction: ..."); a person needs the reason alone.
+const sentence = (text) => {
+  const plain = text.replace(/^[a-z_ ]+: /, "");
+  return plain.charAt(0).toUpperCase() + plain.slice(1).replace(/([^.!?])$/, "$1.");
+};
 const later = (f, wait) => { let timer; return () => { clearTimeout(timer); timer = setTimeout(f, wait); }; };
 
 let connection = null, capture = null, recorder = null, video = null;
-let role = "edit", welcome = null, sequence = 0, pending = null;
+let role = "edit", welcome = null, sequence = 0, pending = null, accepted = null;
 let token = new URLSearchParams(location.hash.slice(1)).get("token") ?? "";
 
 const player = new Player($("source"), $("edit"), (width, height) => {
@@ -63,7 +68,7 @@ function goIdle() {
   connection?.end();
   capture?.stop();
   if (!capture) video?.pause();
-  connection = capture = video = welcome = null;
+  connection = capture = video = welcome = accepted = null;
   player.clear();
   regions.set([]);
   $("unprotect").hidden = true;
@@ -116,7 +121,9 @@ const takers = {
     sequence = 0;
     sendSettings();
     if (regions.list.length > 0) connection.say({ type: "protect", regions: regions.list });
-    instruct();
+    // After a lost line: what was in force, whatever is being typed.
+    if (accepted) connection.say({ type: "instruct", text: accepted, keep_memory: true });
+    else instruct();
     capture ??= new Capture(video, m.size, {
       send(jpeg, captured) {
         if (!connection?.ready || document.body.dataset.phase !== "live") return;
@@ -132,22 +139,23 @@ const takers = {
       setPhase("watching", m.editing ? "Watching" : "Waiting for an editor");
       answer(m.editing ? (m.instruction ? `“${m.instruction}”` : "") : "Nobody is editing at the moment.");
       if (!m.editing) player.clear();
-    } else if (m.instruction && m.instruction === pending) {
+    } else if (m.instruction) {
+      accepted = m.instruction;
+      if (m.instruction !== pending) return showRegions(m.regions);
       pending = null;
       answer(`Now: ${m.instruction}`);
     }
-    regions.set(m.regions);
-    $("unprotect").hidden = m.regions.length === 0;
+    showRegions(m.regions);
   },
   refused(m) {
     if (m.about === "hello") return refusedHello(m);
     pending = null;
-    answer(m.text, true);
+    answer(sentence(m.text), true);
   },
   notice(m) {
     if (m.code === "recovered") return banner("");
-    if (m.code === "fallback") return banner(`Showing the source. ${m.text}`);
-    banner(m.text);
+    if (m.code === "fallback") return banner(`Showing the source. ${sentence(m.text)}`);
+    banner(sentence(m.text));
   },
   ledger(m) {
     if (capture) capture.pace = m.pace_fps;
@@ -198,6 +206,11 @@ function showExamples(examples) {
     chip.addEventListener("click", () => { $("instruction").value = text; instruct(); });
     return chip;
   }));
+}
+
+function showRegions(list) {
+  regions.set(list);
+  $("unprotect").hidden = list.length === 0;
 }
 
 function drawRegions(on) {

@@ -1,7 +1,8 @@
 // Shows each edited frame beside the very source frame it was made from. Frames arrive a chunk at a time; they
-// are shown evenly, each a constant time after it was captured, which follows the slowest recent arrival.
+// are shown evenly, each a constant time after it was captured: that of the slowest of the last arrivals.
 const kMaxSources = 240;
 const kMaxWaiting = 48;
+const kArrivals = 15;
 const kSlack = 20;  // milliseconds on top of the slowest arrival
 
 export class Player {
@@ -17,7 +18,7 @@ export class Player {
   clear() {
     this.generation = (this.generation ?? 0) + 1;
     for (const pair of this.waiting ?? []) pair.source?.close(), pair.edit.close();
-    Object.assign(this, { sources: new Map(), waiting: [], delay: 0, latencies: [], skipped: 0, shown: 0, showsSource: false });
+    Object.assign(this, { sources: new Map(), waiting: [], arrivals: [], delay: 0, latencies: [], skipped: 0, shown: 0, showsSource: false });
   }
 
   // The JPEG of a source frame, to be shown when its edit comes.
@@ -30,8 +31,9 @@ export class Player {
     if (picture.kind === "source") return this.remember(picture.sequence, picture.jpeg);
     const generation = this.generation;
     const late = performance.timeOrigin + performance.now() - picture.captured + kSlack;
-    // Up at once, down slowly: a picture that comes too late to be shown evenly is worse than a later one.
-    this.delay = this.delay === 0 || late > this.delay ? late : this.delay * 0.97 + late * 0.03;
+    this.arrivals.push(late);
+    if (this.arrivals.length > kArrivals) this.arrivals.shift();
+    this.delay = Math.max(...this.arrivals);
     const jpeg = this.sources.get(picture.sequence);
     for (const sequence of this.sources.keys()) if (sequence <= picture.sequence) this.sources.delete(sequence);
     let pair;
