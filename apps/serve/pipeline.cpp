@@ -158,7 +158,8 @@ void Pipeline::screen() {
 // seconds; 0 when stopped.
 int64_t Pipeline::next_frames(double ahead) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return stopped_ || orders_.prompt; });
+  // Until the last chunk is taken nobody knows when the next one is needed.
+  changed_.wait(lock, [&] { return stopped_ || (orders_.prompt && taken_chunks_ == prepared_chunks_); });
   const double pause = needed_at_ - ahead - steady_seconds();
   if (pause > 0) changed_.wait_for(lock, std::chrono::duration<double>(pause), [&] { return stopped_; });
   if (stopped_) return 0;
@@ -190,6 +191,10 @@ void Pipeline::prepare() {
     chunk->prepare_ms = chunk->row.decode_ms + chunk->row.encode_ms;
     chunk->handed_on = clock;
     ahead = 1.5 * chunk->prepare_ms / 1000 + 0.01;
+    {
+      const std::lock_guard lock(mutex_);
+      ++prepared_chunks_;
+    }
     if (!prepared_.give(std::move(chunk))) return;
   }
 }
@@ -220,7 +225,9 @@ void Pipeline::denoise() {
     {
       const std::lock_guard lock(mutex_);
       needed_at_ = clock + usual;
+      ++taken_chunks_;
     }
+    changed_.notify_all();
     chunk.row.queue_ms = 1000 * (clock - chunk.handed_on);
     denoise(chunk, state);
     chunk.denoise_ms = lap(clock);

@@ -84,11 +84,12 @@ class Pipeline {
   const std::function<void(Event)> emit_;
   FrameQueue frames_;
   Handoff<std::shared_ptr<Chunk>> prepared_, denoised_;
-  std::mutex mutex_;  // of the five below
+  std::mutex mutex_;  // of what follows, up to stopped_
   std::condition_variable changed_;
   Orders orders_;
   std::optional<Instruct> instruction_;  // not screened yet
   double needed_at_ = 0;                 // when denoise() will want a chunk, as far as one can tell
+  int64_t prepared_chunks_ = 0, taken_chunks_ = 0;  // by prepare(), and out of its hands by denoise()
   bool stopped_ = false;
   FrameSize size_;             // of prepare(): what the stream is edited at
   bool falling_back_ = false;  // of finish()

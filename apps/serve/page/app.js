@@ -273,4 +273,5 @@ setInterval(() => {
   if (report.latency_ms.length > 0 || report.skipped > 0) connection.say({ type: "shown", ...report });
 }, 500);
 
+if (!["localhost", "127.0.0.1", "[::1]"].includes(location.hostname)) $("where").textContent = `It goes to ${location.hostname}.`;
 goIdle();
