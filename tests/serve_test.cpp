@@ -190,13 +190,17 @@ TEST_CASE("serve: a client that vanishes frees its place within five seconds") {
                               "\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
                               "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
   boost::asio::write(silent, boost::asio::buffer(request));
+  std::string heard;
+  std::array<char, 4096> piece{};
+  const auto listen_for = [&](const char* what) {
+    while (heard.find(what) == heard.npos)
+      heard.append(piece.data(), silent.read_some(boost::asio::buffer(piece)));
+  };
+  listen_for("\r\n\r\n");
   const std::string text = hello("edit").dump();
   std::string frame = {'\x81', char(0x80 | text.size()), 0, 0, 0, 0};
   boost::asio::write(silent, boost::asio::buffer(frame + text));
-  std::string heard;
-  std::array<char, 4096> piece{};
-  while (heard.find("welcome") == heard.npos)
-    heard.append(piece.data(), silent.read_some(boost::asio::buffer(piece)));
+  listen_for("welcome");
   const auto taken = [&] {
     LiveClient client = server.client();
     client.say(hello("edit"));
