@@ -137,14 +137,15 @@ Tensor Editor::encode_frames(const Tensor& frames) const {
   return model_.codec().encode(frames).to(model_.device()).contiguous();
 }
 
-Denoised Editor::denoise(const Tensor& source, const Prompt& prompt, EditState& state,
+Denoised Editor::denoise(const Tensor& latents, const Prompt& prompt, EditState& state,
                          const SampleOptions& options) const {
   const NoGrad off;
   const Device device = model_.device();
-  check_fits(state.stream, model_.config().dit, source.dim(3) * source.dim(4));
+  check_fits(state.stream, model_.config().dit, latents.dim(3) * latents.dim(4));
   Denoised out;
   Stopwatch watch;
-  const Tensor noise = randn(source.shape(), state.noise, DType::f32, device);
+  const SourceLatents source = model_.source(latents);
+  const Tensor noise = randn(latents.shape(), state.noise, DType::f32, device);
   const auto velocity = [&](const Tensor& x, double t, double sigma) {
     const Tensor v = model_.velocity(x, source, full({1}, sigma, DType::f32, device),
                                      full({1}, t, DType::f32, device), prompt.context, &state.stream);
@@ -156,7 +157,7 @@ Denoised Editor::denoise(const Tensor& source, const Prompt& prompt, EditState& 
   const Tensor size = sum(abs(out.latents), {0, 1, 2, 3, 4});
   check(std::isfinite(size.item()), "edit: the network gave values that are not finite in chunk ",
         state.stream.chunk);
-  state.stream = model_.remember(out.latents, source, prompt.context, state.stream);
+  state.stream = model_.remember(out.latents, latents, prompt.context, state.stream);
   out.pass_seconds.push_back(watch.lap());
   return out;
 }

@@ -50,7 +50,7 @@ class Editor {
 
   // The three parts of step(), for a caller that overlaps them: only denoise() needs the chunk before.
   Tensor encode_frames(const Tensor& frames) const;  // to latents [1, C, T, h, w] on the model's device
-  Denoised denoise(const Tensor& source, const Prompt& prompt, EditState& state,
+  Denoised denoise(const Tensor& latents, const Prompt& prompt, EditState& state,
                    const SampleOptions& options = {}) const;
   Tensor decode_frames(const Tensor& latents) const;
 
