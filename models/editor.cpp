@@ -126,8 +126,9 @@ Tensor Editor::step(const Tensor& frames, const Prompt& prompt, EditState& state
   const Tensor x0 = sample(velocity, noise, options, state.noise);
   // Anything not finite would stay in the memory and blacken the rest of the stream.
   const Tensor size = sum(abs(x0), {0, 1, 2, 3, 4});
-  check(std::isfinite(size.item()), "edit: the network gave values that are not finite in chunk ",
-        state.stream.chunk);
+  if (!std::isfinite(size.item()))
+    throw NotFinite("edit: the network gave values that are not finite in chunk " +
+                    std::to_string(state.stream.chunk));
   state.stream = model_.remember(x0, source, prompt.context, state.stream);
   return unit_to_u8(model_.codec().decode(x0.to(Device::cpu)));
 }

@@ -17,6 +17,12 @@ struct EditState {
 void save_state(const EditState& state, const std::string& path);
 EditState load_state(const std::string& path);
 
+// The network gave values that are not finite. The state is as before the step, but for the noise drawn.
+class NotFinite : public Error {
+ public:
+  using Error::Error;
+};
+
 class Editor {
  public:
   // A model folder of the zoo: config.json and weights.safetensors.
