@@ -54,8 +54,10 @@ struct InspectOptions {
 int run_inspect(const InspectOptions& options);
 
 struct SelftestOptions {
-  std::string golden;
+  std::string golden;  // empty: no golden files
   std::string device = "cpu";
+  std::string filter;          // only ops whose name contains it
+  bool no_production = false;  // leave out the shapes of the benchmark
 };
 int run_selftest(const SelftestOptions& options);
 

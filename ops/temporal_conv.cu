@@ -68,18 +68,21 @@ void correlate(const Run& dy, const Run& x, const Tensor& parts, bool add) {
 
 }  // namespace
 
-void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, Tensor& y) {
+void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, bool residual,
+                    Tensor& y) {
   const int64_t t = r.dim(1);
-  mix({r, t, 0, t}, taps, 1, false, {y, t, 0, t}, false);
+  if (residual) y.copy_from(r);
+  mix({r, t, 0, t}, taps, 1, false, {y, t, 0, t}, residual);
   mix({r, t, 0, t - 1}, taps, 0, false, {y, t, 1, t - 1}, true);
   mix({r, t, 1, t - 1}, taps, 2, false, {y, t, 0, t - 1}, true);
   if (left) mix({left, 1, 0, 1}, taps, 0, false, {y, t, 0, 1}, true);
 }
 
 void temporal_conv3_backward(const Tensor& dy, const Tensor& r, const Tensor& taps, const Tensor& left,
-                             Tensor& dr, Tensor& dtaps, Tensor& dleft) {
+                             bool residual, Tensor& dr, Tensor& dtaps, Tensor& dleft) {
   const Frames n(r, taps);
-  mix({dy, n.t, 0, n.t}, taps, 1, true, {dr, n.t, 0, n.t}, false);
+  if (residual) dr.copy_from(dy);
+  mix({dy, n.t, 0, n.t}, taps, 1, true, {dr, n.t, 0, n.t}, residual);
   mix({dy, n.t, 1, n.t - 1}, taps, 0, true, {dr, n.t, 0, n.t - 1}, true);
   mix({dy, n.t, 0, n.t - 1}, taps, 2, true, {dr, n.t, 1, n.t - 1}, true);
   if (left) mix({dy, n.t, 0, 1}, taps, 0, true, {dleft, 1, 0, 1}, false);
