@@ -155,8 +155,9 @@ Denoised Editor::denoise(const Tensor& latents, const Prompt& prompt, EditState&
   out.latents = sample(velocity, noise, options, state.noise);
   // Anything not finite would stay in the memory and blacken the rest of the stream.
   const Tensor size = sum(abs(out.latents), {0, 1, 2, 3, 4});
-  check(std::isfinite(size.item()), "edit: the network gave values that are not finite in chunk ",
-        state.stream.chunk);
+  if (!std::isfinite(size.item()))
+    throw NotFinite("edit: the network gave values that are not finite in chunk " +
+                    std::to_string(state.stream.chunk));
   state.stream = model_.remember(out.latents, latents, prompt.context, state.stream);
   out.pass_seconds.push_back(watch.lap());
   return out;

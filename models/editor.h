@@ -23,6 +23,12 @@ struct Denoised {
   std::vector<double> pass_seconds;  // of each network call as the host sees it; the last one is the memory's
 };
 
+// The network gave values that are not finite. The state is as before the step, but for the noise drawn.
+class NotFinite : public Error {
+ public:
+  using Error::Error;
+};
+
 class Editor {
  public:
   // A model folder of the zoo: config.json and weights.safetensors.

@@ -6,6 +6,13 @@
 #include "tensor/error.h"
 
 namespace rivulet {
+namespace {
+
+// A second, less what rounding adds: three flashes a second reach the seventh transition after just that
+// long.
+constexpr double kSecond = 1 - 1e-6;
+
+}  // namespace
 
 FlashMeter::FlashMeter(const MonitorConfig& config, int columns, int rows)
     : config_(config), columns_(columns), rows_(rows), cells_(size_t(columns * rows)) {
@@ -29,7 +36,7 @@ bool FlashMeter::transition(Cell& cell, float luminance) const {
 // A flash is two transitions, so the allowed flashes take 2 n of them; the next begins one more.
 bool FlashMeter::flashes_too_often(const Cell& cell) const {
   const auto more = int64_t(2 * config_.flashes) + 1;
-  return cell.count >= more && now_ - cell.times[size_t((cell.count - more) % 8)] <= 1.0;
+  return cell.count >= more && now_ - cell.times[size_t((cell.count - more) % 8)] < kSecond;
 }
 
 double FlashMeter::largest_share(const std::vector<char>& over) const {

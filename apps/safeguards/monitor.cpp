@@ -108,10 +108,9 @@ double structural_distance(const CellPicture& source, const CellPicture& edit) {
     bb += (b[i] - mb) * (b[i] - mb);
     ab += (a[i] - ma) * (b[i] - mb);
   }
-  // Half a grey level of contrast is no structure.
-  const double least = double(a.size()) * std::pow(0.5 / 255, 2);
-  if (aa < least) return 0;
-  return bb < least ? 1 : 1 - std::max(0.0, ab / std::sqrt(aa * bb));
+  // Less than a grey level of contrast is no structure to compare.
+  if (aa < double(a.size()) * std::pow(1.0 / 255, 2)) return 0;
+  return bb < 1e-12 ? 1 : 1 - std::max(0.0, ab / std::sqrt(aa * bb));
 }
 
 Monitor::Memory::Memory(const MonitorConfig& config) : flash(config, kColumns, kRows) {}

@@ -245,10 +245,8 @@ void Pipeline::denoise(Chunk& chunk, EditState& state) const {
         options_.editor->denoise(chunk.latents, *chunk.orders.prompt, state, chunk.orders.sampling);
     chunk.latents = std::move(out.latents);
     for (double s : out.pass_seconds) chunk.row.pass_ms.push_back(1000 * s);
-  } catch (const Error&) {
-    // Values that are not finite: the safeguards show the source and say so, and the stream starts over.
-    chunk.latents = {};
-    state = {};
+  } catch (const NotFinite&) {
+    chunk.latents = {};  // the safeguards show the source and say so
   }
 }
 
