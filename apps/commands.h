@@ -20,9 +20,22 @@ struct EditOptions {
   std::string size;   // WxH, empty for the clip's own
   int64_t steps = 0;  // network calls per chunk; 0 for the sampler's default
   uint64_t seed = 0;
-  int threads = 0;  // 0 for all cores
+  int threads = 0;         // 0 for all cores
+  std::string safeguards;  // a JSON file (apps/safeguards/config.h); empty for the defaults
 };
 int run_edit(const EditOptions& options);
+
+struct ServeOptions {
+  std::string model;  // a model folder, or the name of a bundled one; empty means the bundled brook
+  std::string device = "cpu";
+  std::string bind = "127.0.0.1";  // an address other machines can reach makes a token, which is printed
+  int port = 8017;                 // 0 for one that is free
+  std::string size = "256x144";    // frames are edited at it, turned for a portrait camera
+  std::string safeguards;          // a JSON file; empty for the defaults
+  std::string ledger;              // a file that gets one JSON line per chunk
+  int threads = 0;                 // 0 for all cores
+};
+int run_serve(const ServeOptions& options);
 
 struct TrainOptions {
   std::string config;
@@ -74,6 +87,18 @@ struct SelftestOptions {
   bool no_production = false;  // leave out the shapes of the benchmark
 };
 int run_selftest(const SelftestOptions& options);
+
+struct ProvenanceOptions {
+  std::string file;
+  std::string safeguards;  // where the key is; empty for the defaults
+  int64_t frames = 0;      // of the file, from its start; 0 for all
+};
+int run_provenance(const ProvenanceOptions& options);
+
+struct AuditOptions {
+  std::string file;
+};
+int run_audit(const AuditOptions& options);
 
 struct DataPackOptions {
   std::vector<std::string> in;  // videos, photos, and footage archives to take over whole

@@ -10,6 +10,7 @@
 #include "apps/commands.h"
 #include "apps/edit_stream.h"
 #include "apps/interrupt.h"
+#include "apps/safeguards/guard.h"
 #include "apps/video_formats.h"
 #include "models/editor.h"
 #include "ops/image_io.h"
@@ -61,6 +62,7 @@ double peak_megabytes() {
 // Everything one run of the command holds open.
 struct Job {
   const EditOptions& options;
+  Safeguards safeguards;
   Editor editor;
   std::vector<Prompt> prompts;
   std::unique_ptr<FrameSource> source;
@@ -68,6 +70,8 @@ struct Job {
   std::vector<std::unique_ptr<FrameSink>> sinks;  // the outputs, then the comparison
   std::vector<std::string> names;                 // of the sinks
   std::unique_ptr<SheetSampler> sheet;
+  std::vector<std::unique_ptr<StreamGuard>> guards;  // of the prompts
+  std::vector<std::string> alarms;                   // what the guards said, each once a prompt
   EditStream stream;
 
   explicit Job(const EditOptions& o);
@@ -75,6 +79,8 @@ struct Job {
     sinks.push_back(open_sink(path, info));
     names.push_back(path);
   }
+  void add_track(size_t i, const SampleOptions& sampling);
+  Tensor guarded(size_t i, const Tensor& source, const Tensor& edit);
   std::string partial_files() const {
     std::string list;
     for (const auto& sink : sinks)
@@ -84,8 +90,13 @@ struct Job {
 };
 
 Job::Job(const EditOptions& o)
-    : options(o), editor(Editor::load(o.model.empty() ? bundled_model() : o.model, device_named(o.device))) {
-  for (const std::string& text : o.prompts) prompts.push_back(editor.encode(text));
+    : options(o),
+      safeguards(load_safeguards(o.safeguards)),
+      editor(Editor::load(o.model.empty() ? bundled_model() : o.model, device_named(o.device))) {
+  for (const std::string& text : o.prompts) {
+    safeguards.admit(text, "edit " + o.in);
+    prompts.push_back(editor.encode(text));
+  }
   EditState start;
   start.noise = Rng{o.seed};
   if (!o.state.empty() && fs::exists(o.state)) start = load_state(o.state);
@@ -104,12 +115,8 @@ Job::Job(const EditOptions& o)
   if (o.steps > 0) sampling.steps = default_steps(o.steps);
   check_sheet_writable(o.sheet);
   for (const std::string& out : o.outs) add_sink(out, info);
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    const auto step = [this, i, sampling](const Tensor& f) {
-      return editor.step(f, prompts[i], states[i], sampling);
-    };
-    stream.tracks.push_back({o.prompts[i], step, sinks[i].get()});
-  }
+  for (size_t i = 0; i < prompts.size(); ++i) add_track(i, sampling);
+  stream.look = [this](const Tensor& frames) { guards[0]->look_at_source(frames); };
   if (!o.compare.empty()) {
     VideoInfo wide = info;
     wide.size = side_by_side_size(int64_t(prompts.size()) + 1, info.size);
@@ -122,6 +129,30 @@ Job::Job(const EditOptions& o)
     sheet = std::make_unique<SheetSampler>(labels);
     stream.sheet = sheet.get();
   }
+}
+
+void Job::add_track(size_t i, const SampleOptions& sampling) {
+  const std::string name = options.in + " -> " + options.outs[i];
+  guards.push_back(std::make_unique<StreamGuard>(
+      safeguards, StreamFacts{name, editor.model().config().name, options.prompts[i], options.seed}));
+  const auto step = [this, i, sampling](const Tensor& f) -> Tensor {
+    try {
+      return editor.step(f, prompts[i], states[i], sampling);
+    } catch (const NotFinite&) {
+      return {};  // the guard shows the source and says so
+    }
+  };
+  const auto guard = [this, i](const Tensor& source, const Tensor& edit) { return guarded(i, source, edit); };
+  stream.tracks.push_back({options.prompts[i], step, sinks[i].get(), guard});
+}
+
+Tensor Job::guarded(size_t i, const Tensor& frames, const Tensor& edit) {
+  const GuardedFrames g = guards[i]->apply(frames, edit, 1 / source->info().fps.value());
+  for (const Alarm& a : g.alarms)
+    if (const std::string said = options.outs[i] + ": " + a.text;
+        std::find(alarms.begin(), alarms.end(), said) == alarms.end())
+      alarms.push_back(said);
+  return g.frames;
 }
 
 void finish(Job& job, std::ostream& out) {
@@ -150,6 +181,8 @@ int edit(Job& job, std::ostream& out) {
   progress.finish();
   const bool stopped = interrupt.flag();
   if (frames > 0) finish(job, out);
+  for (const auto& guard : job.guards) guard->finish();
+  for (const std::string& alarm : job.alarms) out << "safeguard: " << alarm << "\n";
   const FrameSize &inner = job.stream.inner, &outer = job.stream.outer;
   out << (stopped ? "interrupted after " : "edited ") << frames << " frames of " << outer;
   if (inner != outer) out << " (at " << inner << ")";

@@ -29,6 +29,18 @@ void show(const EditStream& stream, const Tensor& source, const Tensors& edits) 
   }
 }
 
+// One track's chunk at the size of the results.
+Tensor run_track(const EditTrack& track, const EditStream& stream, const Tensor& frames,
+                 const Tensor& chunk) {
+  Tensor edited = track.step(chunk);
+  check(edited || track.guard, "edit: a step gave nothing");
+  if (edited) {
+    check(edited.shape() == chunk.shape(), "edit: a step turned ", chunk.shape(), " into ", edited.shape());
+    edited = resize_frames(edited.slice(0, 0, frames.dim(0)).contiguous(), stream.outer);
+  }
+  return track.guard ? track.guard(resize_frames(frames, stream.outer), edited) : edited;
+}
+
 }  // namespace
 
 int64_t run(const EditStream& stream) {
@@ -38,12 +50,11 @@ int64_t run(const EditStream& stream) {
     const Tensor frames = stream.source->read(n);
     if (!frames) break;
     const int64_t got = frames.dim(0);
+    if (stream.look) stream.look(frames);
     const Tensor chunk = repeat_last(resize_frames(frames, stream.inner), n);
     Tensors edits;
     for (const EditTrack& track : stream.tracks) {
-      const Tensor edited = track.step(chunk);
-      check(edited.shape() == chunk.shape(), "edit: a step turned ", chunk.shape(), " into ", edited.shape());
-      edits.push_back(resize_frames(edited.slice(0, 0, got).contiguous(), stream.outer));
+      edits.push_back(run_track(track, stream, frames, chunk));
       track.sink->write(edits.back());
     }
     show(stream, frames, edits);

@@ -13,9 +13,12 @@ namespace rivulet {
 
 struct EditTrack {
   std::string label;
-  // Edits one chunk: u8 [F, h, w, 3] to the same shape, h and w being EditStream::inner.
+  // Edits one chunk: u8 [F, h, w, 3] to the same shape, h and w being EditStream::inner. An undefined result
+  // says that the editor failed, for `guard` to deal with.
   std::function<Tensor(const Tensor& frames)> step;
   FrameSink* sink;
+  // What the sink gets instead of `edit`, both at EditStream::outer; none to write the edit as it is.
+  std::function<Tensor(const Tensor& source, const Tensor& edit)> guard = nullptr;
 };
 
 struct EditStream {
@@ -23,6 +26,8 @@ struct EditStream {
   std::vector<EditTrack> tracks;
   // How many frames the next step takes.
   std::function<int64_t()> chunk_frames;
+  std::function<void(const Tensor& frames)> look =
+      nullptr;                              // sees the source, at its own size, before it is edited
   FrameSize inner;                          // what the editors see
   FrameSize outer;                          // what the sinks get
   FrameSink* compare = nullptr;             // source and edits side by side

@@ -25,10 +25,6 @@ void check_frames(const Tensor& frames, const char* who) {
 
 }  // namespace
 
-std::ostream& operator<<(std::ostream& os, const FrameSize& size) {
-  return os << size.width << 'x' << size.height;
-}
-
 FrameSize parse_size(const std::string& text) {
   const std::string_view all = text;
   const size_t x = all.find('x');

@@ -1,6 +1,7 @@
 // Frames at rest, u8 [F, H, W, 3], brought to another size.
 #pragma once
 
+#include <ostream>
 #include <string>
 
 #include "tensor/tensor.h"
@@ -11,7 +12,9 @@ struct FrameSize {
   int64_t width = 0, height = 0;
   bool operator==(const FrameSize&) const = default;
 };
-std::ostream& operator<<(std::ostream& os, const FrameSize& size);
+inline std::ostream& operator<<(std::ostream& os, const FrameSize& size) {
+  return os << size.width << 'x' << size.height;
+}
 
 // "640x360". Throws unless both are numbers in 1..16384.
 FrameSize parse_size(const std::string& text);

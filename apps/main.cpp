@@ -39,7 +39,25 @@ Run add_edit(CLI::App& app) {
   app.add_option("--model", o->model, "A model folder (default: the bundled brook)");
   app.add_option("--device", o->device, "cpu or cuda");
   app.add_option("--threads", o->threads, "CPU threads (default: all)")->check(CLI::Range(1, 1024));
+  app.add_option("--safeguards", o->safeguards, "A JSON file of safeguards (default: the bundled ones)");
   return [o] { return run_edit(*o); };
+}
+
+Run add_serve(CLI::App& app) {
+  auto o = std::make_shared<ServeOptions>();
+  app.add_option("--model", o->model, "A model folder or the name of a bundled model (default: brook)");
+  app.add_option("--device", o->device, "cpu or cuda");
+  app.add_option("--port", o->port, "The port of the page, 0 for one that is free")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 65535));
+  app.add_option("--bind", o->bind,
+                 "The address to listen on; any but this machine's own asks for a token, which is printed")
+      ->capture_default_str();
+  app.add_option("--size", o->size, "WxH to edit at, turned for a portrait camera")->capture_default_str();
+  app.add_option("--safeguards", o->safeguards, "A JSON file of what the safeguards do");
+  app.add_option("--ledger", o->ledger, "Append one JSON line per chunk to this file");
+  app.add_option("--threads", o->threads, "CPU threads (default: all)")->check(CLI::Range(1, 1024));
+  return [o] { return run_serve(*o); };
 }
 
 Run add_train(CLI::App& app) {
@@ -104,6 +122,20 @@ Run add_selftest(CLI::App& app) {
   return [o] { return run_selftest(*o); };
 }
 
+Run add_provenance(CLI::App& app) {
+  auto o = std::make_shared<ProvenanceOptions>();
+  app.add_option("file", o->file, "A video file, a .y4m or a folder of images")->required();
+  app.add_option("--safeguards", o->safeguards, "The JSON file with the key (default: the bundled one)");
+  app.add_option("--frames", o->frames, "Read so many frames (default: all)")->check(CLI::PositiveNumber);
+  return [o] { return run_provenance(*o); };
+}
+
+Run add_audit(CLI::App& app) {
+  auto o = std::make_shared<AuditOptions>();
+  app.add_option("file", o->file, "An audit log")->required();
+  return [o] { return run_audit(*o); };
+}
+
 Run add_data_pack(CLI::App& app) {
   auto o = std::make_shared<DataPackOptions>();
   app.add_option("in", o->in, "Videos, photos, and footage archives to take over whole")->required();
@@ -156,11 +188,14 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"edit", "Edit a video by an instruction", add_edit},
+    {"serve", "Edit what a camera sees, live on a page in the browser", add_serve},
     {"train", "Train an editor or an autoencoder from one JSON file, or go on with a run", add_train},
     {"eval", "Measure an editor on real clips against the exact edits", add_eval},
     {"data", "Gather footage for training, and look at the samples made of it", add_data},
     {"vae", "Put a clip through a video autoencoder and measure what comes back", add_vae},
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
+    {"provenance", "Read the invisible mark of a video", add_provenance},
+    {"audit", "Check that an audit log is whole", add_audit},
     {"selftest", "Check every op against f64, and the models against golden files", add_selftest},
 };
 

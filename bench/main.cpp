@@ -8,6 +8,7 @@
 #include <map>
 #include <regex>
 
+#include "bench/live.h"
 #include "bench/report.h"
 #include "tensor/error.h"
 #include "tensor/parallel.h"
@@ -104,12 +105,21 @@ int main_of(int argc, char** argv) {
       ->check(CLI::PositiveNumber);
   app.add_option("--threads", threads, "CPU threads")->check(CLI::Range(1, 1024));
   app.add_flag("--backward", backward, "Time the ops, forward and backward together");
+  double live = 0;
+  app.add_option("--live", live, "Measure `rivulet serve` under a camera for this many seconds and stop")
+      ->check(CLI::Range(5.0, 86400.0));
   app.add_flag("--list", list, "Print the names of the rows and stop");
   app.add_option("--compare", files, "Print the table of two result files, ours and theirs")->expected(2);
   CLI11_PARSE(app, argc, argv);
 
   if (!files.empty()) {
     std::fputs(compare(load(files[0]), load(files[1])).c_str(), stdout);
+    return 0;
+  }
+  if (live > 0) {
+    const nlohmann::json file = measure_live({.seconds = live});
+    std::puts(file.at("live").dump(2).c_str());
+    if (!json_path.empty()) write_file(json_path, file.dump(2) + "\n");
     return 0;
   }
   if (threads > 0) set_threads(threads);

@@ -1,5 +1,6 @@
 #include "models/editor.h"
 
+#include <chrono>
 #include <cmath>
 
 #include "ops/elementwise.h"
@@ -21,6 +22,20 @@ int64_t read_count(const SafeTensors& file, const std::string& key) {
     fail(file.path(), ": bad ", key, " '", it->second, "'");
   }
 }
+
+// Seconds since the last lap.
+class Stopwatch {
+ public:
+  double lap() {
+    const auto now = std::chrono::steady_clock::now();
+    const double seconds = std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+    return seconds;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
 
 Tensor optional_tensor(const SafeTensors& file, const std::string& name) {
   return file.contains(name) ? file.get(name) : Tensor();
@@ -110,27 +125,47 @@ EditState load_state(const std::string& path) {
 
 Tensor Editor::step(const Tensor& frames, const Prompt& prompt, EditState& state,
                     const SampleOptions& options) const {
-  const NoGrad off;
   check(frames.dtype() == DType::u8 && frames.dims() == 4 && frames.dim(0) == next_chunk_frames(state),
         "edit: frames of ", frames.dtype(), " ", frames.shape(), ", the next chunk takes u8 [",
         next_chunk_frames(state), ", H, W, 3]");
-  const Device device = model_.device();
+  return decode_frames(denoise(encode_frames(frames), prompt, state, options).latents);
+}
+
+Tensor Editor::encode_frames(const Tensor& frames) const {
+  const NoGrad off;
   // Dense, since every step reads it several times.
-  const Tensor latents = model_.codec().encode(frames).to(device).contiguous();
+  return model_.codec().encode(frames).to(model_.device()).contiguous();
+}
+
+Denoised Editor::denoise(const Tensor& latents, const Prompt& prompt, EditState& state,
+                         const SampleOptions& options) const {
+  const NoGrad off;
+  const Device device = model_.device();
   check_fits(state.stream, model_.config().dit, latents.dim(3) * latents.dim(4));
+  Denoised out;
+  Stopwatch watch;
   const SourceLatents source = model_.source(latents);
   const Tensor noise = randn(latents.shape(), state.noise, DType::f32, device);
   const auto velocity = [&](const Tensor& x, double t, double sigma) {
-    return model_.velocity(x, source, full({1}, sigma, DType::f32, device), full({1}, t, DType::f32, device),
-                           prompt.context, &state.stream);
+    const Tensor v = model_.velocity(x, source, full({1}, sigma, DType::f32, device),
+                                     full({1}, t, DType::f32, device), prompt.context, &state.stream);
+    out.pass_seconds.push_back(watch.lap());
+    return v;
   };
-  const Tensor x0 = sample(velocity, noise, options, state.noise);
+  out.latents = sample(velocity, noise, options, state.noise);
   // Anything not finite would stay in the memory and blacken the rest of the stream.
-  const Tensor size = sum(abs(x0), {0, 1, 2, 3, 4});
-  check(std::isfinite(size.item()), "edit: the network gave values that are not finite in chunk ",
-        state.stream.chunk);
-  state.stream = model_.remember(x0, latents, prompt.context, state.stream);
-  return unit_to_u8(model_.codec().decode(x0.to(Device::cpu)));
+  const Tensor size = sum(abs(out.latents), {0, 1, 2, 3, 4});
+  if (!std::isfinite(size.item()))
+    throw NotFinite("edit: the network gave values that are not finite in chunk " +
+                    std::to_string(state.stream.chunk));
+  state.stream = model_.remember(out.latents, latents, prompt.context, state.stream);
+  out.pass_seconds.push_back(watch.lap());
+  return out;
+}
+
+Tensor Editor::decode_frames(const Tensor& latents) const {
+  const NoGrad off;
+  return unit_to_u8(model_.codec().decode(latents.to(Device::cpu)));
 }
 
 }  // namespace rivulet

@@ -17,6 +17,18 @@ struct EditState {
 void save_state(const EditState& state, const std::string& path);
 EditState load_state(const std::string& path);
 
+// One chunk out of the network.
+struct Denoised {
+  Tensor latents;                    // clean ones, of the edit
+  std::vector<double> pass_seconds;  // of each network call as the host sees it; the last one is the memory's
+};
+
+// The network gave values that are not finite. The state is as before the step, but for the noise drawn.
+class NotFinite : public Error {
+ public:
+  using Error::Error;
+};
+
 class Editor {
  public:
   // A model folder of the zoo: config.json and weights.safetensors.
@@ -41,6 +53,12 @@ class Editor {
   // size_multiple(), the same in every chunk of a stream. The prompt may change between chunks.
   Tensor step(const Tensor& frames, const Prompt& prompt, EditState& state,
               const SampleOptions& options = {}) const;
+
+  // The three parts of step(), for a caller that overlaps them: only denoise() needs the chunk before.
+  Tensor encode_frames(const Tensor& frames) const;  // to latents [1, C, T, h, w] on the model's device
+  Denoised denoise(const Tensor& latents, const Prompt& prompt, EditState& state,
+                   const SampleOptions& options = {}) const;
+  Tensor decode_frames(const Tensor& latents) const;
 
  private:
   EditModel model_;
