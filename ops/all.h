@@ -12,6 +12,7 @@
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/gdn.h"
+#include "ops/gdn_fused.h"
 #include "ops/glu.h"
 #include "ops/image.h"
 #include "ops/loss.h"
@@ -40,13 +41,13 @@
   X(embedding)                                                                             \
   X(mse_loss) X(masked_mse) X(l1_loss) X(charbonnier)                                      \
   X(cat) X(stack) X(pad) X(split)                                                          \
-  X(attention)                                                                             \
+  X(attention) X(attention_segments) X(attention_masked)                                   \
   X(rope)                                                                                  \
-  X(gdn)                                                                                   \
-  X(glu_silu) X(mul_silu)                                                                              \
+  X(gdn) X(gdn_fused)                                                                      \
+  X(glu_silu) X(mul_silu)                                                                  \
   X(conv2d) X(conv3d)                                                                      \
-  X(depthwise_conv3x3) X(depthwise_glu) X(silu_depthwise_glu)                                                      \
-  X(temporal_conv3) X(temporal_conv3_residual)                                                                        \
+  X(depthwise_conv3x3) X(depthwise_glu) X(silu_depthwise_glu)                              \
+  X(temporal_conv3) X(temporal_conv3_residual)                                             \
   X(resize) X(crop) X(rgb_to_ycbcr) X(ycbcr_to_rgb) X(rgb_to_hsv) X(hsv_to_rgb)            \
   X(u8_to_unit) X(unit_to_u8)
 // clang-format on
