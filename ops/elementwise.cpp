@@ -42,8 +42,10 @@ Tensor binary_gradient(BinaryOp op, int which, const Tensor& g, const Tensor& a,
       return compute(BinaryOp::mul, g, which == 0 ? b : a);
     case BinaryOp::div: {
       if (which == 0) return compute(BinaryOp::div, g, b);
-      Tensor db = empty_like(g);
-      ON_DEVICE(g, div_backward(g, a, b, db));
+      // In f32 for halves: many of these may be added up for one b.
+      const DType wide = accumulate_dtype(g.dtype());
+      Tensor db(g.shape(), wide, g.device());
+      ON_DEVICE(g, div_backward(g.to(wide), a.to(wide), b.to(wide), db));
       return db;
     }
     default: {
@@ -66,7 +68,7 @@ Tensor binary(const char* name, BinaryOp op, const Tensor& a, const Tensor& b) {
   const Shape shape_a = a.shape(), shape_b = b.shape();
   return record(name, y, {a, b}, [=](const Tensor& g) -> Tensors {
     return {need_a ? sum_to(binary_gradient(op, 0, g, sa, sb), shape_a) : Tensor(),
-            need_b ? sum_to(binary_gradient(op, 1, g, sa, sb), shape_b) : Tensor()};
+            need_b ? sum_to(binary_gradient(op, 1, g, sa, sb), shape_b).to(g.dtype()) : Tensor()};
   });
 }
 
