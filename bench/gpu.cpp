@@ -160,10 +160,12 @@ nlohmann::json run_on_gpu(const std::regex& pattern, const GpuSettings& settings
   return file;
 }
 
-nlohmann::json time_training_step(int repetitions) {
+nlohmann::json time_training_step(int repetitions, int64_t depth) {
   check(cuda_available(), "rivulet-bench: this machine has no GPU that the kernels run on");
   DitConfig config;
   config.variant = "bidirectional";
+  config.depth = depth;
+  std::erase_if(config.softmax_blocks, [&](int64_t block) { return block >= depth; });
   Dit dit(config, Device::cuda);
   Rng rng{11};
   dit.initialise(rng);
@@ -203,14 +205,15 @@ nlohmann::json time_training_step(int repetitions) {
     if (p.grad().defined()) ++finite;
   nlohmann::json file = gpu_result_file(DType::bf16);
   file["rows"].push_back({{"name", "dit_2b_training_step 9680 tokens"},
+                          {"depth", depth},
                           {"forward_s", median(forward_s)},
                           {"forward_backward_s", median(both_s)},
                           {"loss", loss_value},
                           {"gradients", finite},
                           {"peak_bytes", cuda_memory().peak}});
-  std::printf("training step of the 2B network, 9680 tokens: forward %.1f ms, forward + backward %.1f ms, peak "
+  std::printf("training step of the 2B network, %lld blocks, 9680 tokens: forward %.1f ms, forward + backward %.1f ms, peak "
               "%.2f GB, loss %.4f\n",
-              1e3 * median(forward_s), 1e3 * median(both_s), 1e-9 * double(cuda_memory().peak), loss_value);
+              static_cast<long long>(depth), 1e3 * median(forward_s), 1e3 * median(both_s), 1e-9 * double(cuda_memory().peak), loss_value);
   return file;
 }
 

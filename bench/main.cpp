@@ -96,6 +96,7 @@ int main_of(int argc, char** argv) {
   bool list = false, backward = false, train = false;
   std::string device = "cpu", dtype = "bf16";
   int threads = 0;
+  int64_t depth = 20;
   app.add_option("--filter", filter, "Only rows whose name matches this regular expression");
   app.add_option("--json", json_path, "Write the results to this file");
   app.add_option("--save", save_path,
@@ -110,6 +111,7 @@ int main_of(int argc, char** argv) {
   app.add_option("--dtype", dtype, "Of the rows on cuda: bf16 (the default) or f32")
       ->check(CLI::IsMember({"bf16", "f32"}));
   app.add_flag("--train", train, "Time a training step of the 2B network instead; needs --device cuda");
+  app.add_option("--depth", depth, "Blocks of that network")->check(CLI::Range(1, 20));
   app.add_flag("--list", list, "Print the names of the rows and stop");
   app.add_option("--compare", files, "Print the table of two result files, ours and theirs")->expected(2);
   CLI11_PARSE(app, argc, argv);
@@ -124,7 +126,7 @@ int main_of(int argc, char** argv) {
     int wrong = 0;
     const GpuSettings gpu{dtype == "f32" ? DType::f32 : DType::bf16, settings.repetitions, backward};
     const nlohmann::json file =
-        train ? time_training_step(settings.repetitions) : run_on_gpu(std::regex(filter), gpu, wrong);
+        train ? time_training_step(settings.repetitions, depth) : run_on_gpu(std::regex(filter), gpu, wrong);
     if (!json_path.empty()) write_file(json_path, file.dump(2) + "\n");
     return wrong > 0 ? 1 : 0;
   }

@@ -42,10 +42,8 @@ Tensor binary_gradient(BinaryOp op, int which, const Tensor& g, const Tensor& a,
       return compute(BinaryOp::mul, g, which == 0 ? b : a);
     case BinaryOp::div: {
       if (which == 0) return compute(BinaryOp::div, g, b);
-      // In f32 for halves: many of these may be added up for one b.
-      const DType wide = accumulate_dtype(g.dtype());
-      Tensor db(g.shape(), wide, g.device());
-      ON_DEVICE(g, div_backward(g.to(wide), a.to(wide), b.to(wide), db));
+      Tensor db = empty_like(g);
+      ON_DEVICE(g, div_backward(g, a, b, db));
       return db;
     }
     default: {
@@ -67,8 +65,14 @@ Tensor binary(const char* name, BinaryOp op, const Tensor& a, const Tensor& b) {
   const Tensor sa = saves ? a.detach() : Tensor(), sb = saves ? b.detach() : Tensor();
   const Shape shape_a = a.shape(), shape_b = b.shape();
   return record(name, y, {a, b}, [=](const Tensor& g) -> Tensors {
-    return {need_a ? sum_to(binary_gradient(op, 0, g, sa, sb), shape_a) : Tensor(),
-            need_b ? sum_to(binary_gradient(op, 1, g, sa, sb), shape_b).to(g.dtype()) : Tensor()};
+    const auto gradient = [&](int which, const Shape& shape) {
+      // Halves that will be added up are not rounded before.
+      if (!saves || !is_half(g.dtype()) || shape == g.shape())
+        return sum_to(binary_gradient(op, which, g, sa, sb), shape);
+      const DType wide = DType::f32;
+      return sum_to(binary_gradient(op, which, g.to(wide), sa.to(wide), sb.to(wide)), shape).to(g.dtype());
+    };
+    return {need_a ? gradient(0, shape_a) : Tensor(), need_b ? gradient(1, shape_b) : Tensor()};
   });
 }
 
