@@ -146,7 +146,8 @@ nlohmann::json run_on_gpu(const std::regex& pattern, const GpuSettings& settings
       for (const Shape& s : shapes) name << ' ' << s;
       if (settings.backward) name << " +backward";
       if (!std::regex_search(name.str(), pattern)) continue;
-      if (const ParityRow parity = checked ? ParityRow{} : check_parity(*op, Device::cuda, settings.dtype, false);
+      if (const ParityRow parity =
+              checked ? ParityRow{} : check_parity(*op, Device::cuda, settings.dtype, false);
           !checked && !parity.passed()) {
         ++red;
         std::printf("%10s %s\n", "RED", to_string(parity).c_str());
@@ -184,7 +185,8 @@ nlohmann::json time_training_step(int repetitions, int64_t depth) {
   const Tensor x = normal({1, 2 * config.latent_channels, frames, height, width});
   const Tensor target = normal({1, config.latent_channels, frames, height, width});
   const Tensor text = normal({1, tokens, config.caption_channels});
-  const Tensor mask = ones({1, tokens}, DType::u8, Device::cuda), t = full({1}, 500, DType::f32, Device::cuda);
+  const Tensor mask = ones({1, tokens}, DType::u8, Device::cuda),
+               t = full({1}, 500, DType::f32, Device::cuda);
   std::vector<double> forward_s, both_s;
   double loss_value = 0;
   for (int i = 0; i < repetitions + 2; ++i) {
@@ -211,9 +213,12 @@ nlohmann::json time_training_step(int repetitions, int64_t depth) {
                           {"loss", loss_value},
                           {"gradients", finite},
                           {"peak_bytes", cuda_memory().peak}});
-  std::printf("training step of the 2B network, %lld blocks, 9680 tokens: forward %.1f ms, forward + backward %.1f ms, peak "
-              "%.2f GB, loss %.4f\n",
-              static_cast<long long>(depth), 1e3 * median(forward_s), 1e3 * median(both_s), 1e-9 * double(cuda_memory().peak), loss_value);
+  std::printf(
+      "training step of the 2B network, %lld blocks, 9680 tokens: forward %.1f ms, forward + backward %.1f "
+      "ms, peak "
+      "%.2f GB, loss %.4f\n",
+      static_cast<long long>(depth), 1e3 * median(forward_s), 1e3 * median(both_s),
+      1e-9 * double(cuda_memory().peak), loss_value);
   return file;
 }
 

@@ -18,9 +18,9 @@ struct GpuSettings {
 // The result file of all rows whose name matches; `red` counts those whose results are wrong.
 nlohmann::json run_on_gpu(const std::regex& pattern, const GpuSettings& settings, int& red);
 
-// One training step of the 2B bidirectional network (20 blocks; fewer for a profile) with random weights: forward
-// and backward for 11 latent frames at 1280x704, bf16, blocks run again in the backward. Times of forward and of
-// both, and peak memory.
+// One training step of the 2B bidirectional network (20 blocks; fewer for a profile) with random weights:
+// forward and backward for 11 latent frames at 1280x704, bf16, blocks run again in the backward. Times of
+// forward and of both, and peak memory.
 nlohmann::json time_training_step(int repetitions, int64_t depth);
 
 }  // namespace rivulet::bench

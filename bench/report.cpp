@@ -96,8 +96,8 @@ json result_file(const Machine& machine, const Settings& settings) {
 json gpu_result_file(DType dtype) {
   std::string gpu;
   if constexpr (kHasCuda) gpu = cuda::device_name();
-  return {{"what", "rivulet"},      {"commit", commit()}, {"compiler", std::string("GCC ") + __VERSION__},
-          {"gpu", gpu},             {"dtype", name_of(dtype)}, {"rows", json::array()}};
+  return {{"what", "rivulet"}, {"commit", commit()},      {"compiler", std::string("GCC ") + __VERSION__},
+          {"gpu", gpu},        {"dtype", name_of(dtype)}, {"rows", json::array()}};
 }
 
 std::string compare(const json& ours, const json& theirs) {

@@ -25,8 +25,8 @@ void gate_residual_norm_backward(const Tensor& dy, const Tensor& du, const Tenso
 
 }  // namespace cpu
 
-ResidualNorm gate_residual_norm(const Tensor& h, const Tensor& gate, const Tensor& branch, const Tensor& shift,
-                                const Tensor& scale, double eps) {
+ResidualNorm gate_residual_norm(const Tensor& h, const Tensor& gate, const Tensor& branch,
+                                const Tensor& shift, const Tensor& scale, double eps) {
   const Tensors given{h, gate, branch, shift, scale};
   if (needs_f32(given)) {
     Tensors wide = given;
@@ -50,23 +50,22 @@ ResidualNorm gate_residual_norm(const Tensor& h, const Tensor& gate, const Tenso
              need_scale = scale.requires_grad();
   Tensors inputs{h, branch, shift, scale};
   if (gate) inputs.push_back(gate);
-  const Tensors outputs =
-      record("gate_residual_norm", {y.reshape(h.shape()), u.reshape(h.shape())}, inputs,
-             [=, shape_b = shift.shape(), shape_a = scale.shape(),
-              shape_z = gate ? gate.shape() : Shape{}](const Tensors& g) -> Tensors {
-               const Tensor dy = g[0] ? by.tokens(g[0]) : Tensor(), du = g[1] ? by.tokens(g[1]) : Tensor();
-               Tensor dh = empty_like(y), df, dz, db, da;
-               if (z) df = empty_like(y);
-               if (need_gate) dz = by.empty(y);
-               if (need_shift) db = by.empty(y);
-               if (need_scale) da = by.empty(y);
-               ON_DEVICE(y, gate_residual_norm_backward(dy, du, y, z, f, a, mean, r, dh, df, dz, db, da));
-               dh = dh.reshape(by.full);
-               Tensors grads{dh, z ? df.reshape(by.full) : dh, by.gradient(db, shape_b),
-                             by.gradient(da, shape_a)};
-               if (z) grads.push_back(by.gradient(dz, shape_z));
-               return grads;
-             });
+  const Tensors outputs = record(
+      "gate_residual_norm", {y.reshape(h.shape()), u.reshape(h.shape())}, inputs,
+      [=, shape_b = shift.shape(), shape_a = scale.shape(),
+       shape_z = gate ? gate.shape() : Shape{}](const Tensors& g) -> Tensors {
+        const Tensor dy = g[0] ? by.tokens(g[0]) : Tensor(), du = g[1] ? by.tokens(g[1]) : Tensor();
+        Tensor dh = empty_like(y), df, dz, db, da;
+        if (z) df = empty_like(y);
+        if (need_gate) dz = by.empty(y);
+        if (need_shift) db = by.empty(y);
+        if (need_scale) da = by.empty(y);
+        ON_DEVICE(y, gate_residual_norm_backward(dy, du, y, z, f, a, mean, r, dh, df, dz, db, da));
+        dh = dh.reshape(by.full);
+        Tensors grads{dh, z ? df.reshape(by.full) : dh, by.gradient(db, shape_b), by.gradient(da, shape_a)};
+        if (z) grads.push_back(by.gradient(dz, shape_z));
+        return grads;
+      });
   return {outputs[0], outputs[1]};
 }
 

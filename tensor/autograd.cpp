@@ -48,7 +48,8 @@ void check_nan(const Tensors& ts, const char* what, const char* op) {
 
 // The only handle on dense memory of its own, so that what it is assigned to may write there.
 bool is_sole_owner(const Tensor& g) {
-  return g.storage() && g.storage().use_count() == 1 && g.is_contiguous() && g.storage()->bytes() == g.bytes();
+  return g.storage() && g.storage().use_count() == 1 && g.is_contiguous() &&
+         g.storage()->bytes() == g.bytes();
 }
 
 void accumulate(Tensor& into, const Tensor& g) {

@@ -76,8 +76,7 @@ void* record_event() {
 double seconds_between(void* earlier, void* later) {
   float ms = 0;
   cuda_check(cudaEventSynchronize(static_cast<cudaEvent_t>(later)));
-  cuda_check(
-      cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier), static_cast<cudaEvent_t>(later)));
+  cuda_check(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier), static_cast<cudaEvent_t>(later)));
   return ms * 1e-3;
 }
 void destroy_event(void* event) { cudaEventDestroy(static_cast<cudaEvent_t>(event)); }

@@ -1,5 +1,5 @@
-// The transformer on the GPU against the reference's files: f32 as on the CPU, bf16 within what rounding every
-// result costs on the CPU (models/golden.h).
+// The transformer on the GPU against the reference's files: f32 as on the CPU, bf16 within what rounding
+// every result costs on the CPU (models/golden.h).
 #include <doctest/doctest.h>
 
 #include <cstdio>
@@ -26,4 +26,6 @@ static void check_golden(const std::string& name, DType dtype) {
 TEST_CASE("streaming transformer in f32") { check_golden("dit_streaming_a.safetensors", DType::f32); }
 TEST_CASE("streaming transformer in bf16") { check_golden("dit_streaming_a.safetensors", DType::bf16); }
 TEST_CASE("bidirectional transformer in f32") { check_golden("dit_bidirectional_a.safetensors", DType::f32); }
-TEST_CASE("bidirectional transformer in bf16") { check_golden("dit_bidirectional_a.safetensors", DType::bf16); }
+TEST_CASE("bidirectional transformer in bf16") {
+  check_golden("dit_bidirectional_a.safetensors", DType::bf16);
+}

@@ -14,8 +14,8 @@ namespace {
 constexpr float kBlockNormEps = 1e-6f, kTextNormEps = 1e-5f;
 constexpr int64_t kTimeChannels = 256;
 
-// dit.md 1.2: cos then sin of t * 10000^(-i/128); t is truncated to a whole number. In the type of `weight`, which
-// is the next to read them.
+// dit.md 1.2: cos then sin of t * 10000^(-i/128); t is truncated to a whole number. In the type of `weight`,
+// which is the next to read them.
 Tensor time_features(const Tensor& t, const Tensor& weight) {
   const Tensor flat = t.detach().to(Device::cpu).to(DType::f64).contiguous();
   Shape shape = t.shape();
@@ -119,8 +119,9 @@ Tensor Dit::run_block(const Block& block, const Tensor& h_in, const Pass& pass, 
   const BlockState* past = pass.past && pass.past->chunk > 0 ? &pass.past->blocks[index] : nullptr;
   const Tensor modulated = layer_norm_modulate(h_in, row(mod, 0), row(mod, 1), kBlockNormEps);
   const Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated, pass, index));
-  const auto [after, u] = gate_residual_norm(h, {}, block.cross_attn(h, pass.text.keys[index], pass.text.mask),
-                                             row(mod, 3), row(mod, 4), kBlockNormEps);
+  const auto [after, u] =
+      gate_residual_norm(h, {}, block.cross_attn(h, pass.text.keys[index], pass.text.mask), row(mod, 3),
+                         row(mod, 4), kBlockNormEps);
   Tensor* tail = pass.next ? &pass.next->blocks[index].conv_tail : nullptr;
   const Tensor branch = block.mlp(u, pass.grid, past ? past->conv_tail : Tensor(), tail);
   return gate_residual(after, row(mod, 5), branch);
