@@ -33,6 +33,21 @@ struct TrainOptions {
   bool fresh = false;  // ignore the checkpoints of an earlier run
 };
 int run_train(const TrainOptions& options);
+// What run_train calls for the tasks of video autoencoders.
+struct TrainConfig;
+int run_train_vae(const TrainOptions& options, TrainConfig config);
+
+struct VaeOptions {
+  std::string in, out;
+  std::string model;  // a model folder: creek's or LTX-2's
+  std::string size;   // WxH, empty for the clip's own
+  std::string sheet;  // a PNG with frames of both
+  std::string device = "cpu";
+  int64_t frames = 0;  // at most so many, 0 for all
+  bool tiles = false;  // a two-way decoder works on runs of 4 latents, blended, instead of the whole clip
+  bool remap = false;  // make a causal decoder of one that sees both sides, by the remap alone
+};
+int run_vae(const VaeOptions& options);
 
 struct EvalOptions {
   std::string model;                      // a model folder; empty means the bundled one

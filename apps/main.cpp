@@ -71,6 +71,21 @@ Run add_eval(CLI::App& app) {
   return [o] { return run_eval(*o); };
 }
 
+Run add_vae(CLI::App& app) {
+  auto o = std::make_shared<VaeOptions>();
+  app.add_option("in", o->in, "A video file, a .y4m, a folder of images, or - for y4m on stdin")->required();
+  app.add_option("out", o->out, "An .mp4, a .y4m, a folder for PNGs, or - for y4m on stdout")->required();
+  app.add_option("--model", o->model, "A folder of a video autoencoder: creek's or LTX-2's")->required();
+  app.add_option("--size", o->size, "WxH to work at: scaled to cover it and cropped at the centre");
+  app.add_option("--frames", o->frames, "At most so many frames")->check(CLI::PositiveNumber);
+  app.add_option("--sheet", o->sheet, "Also write a PNG with frames of the source and the decoded clip");
+  app.add_option("--device", o->device, "cpu or cuda");
+  app.add_flag("--tiles", o->tiles,
+               "Decode runs of 4 latents and blend them, where the decoder sees both sides");
+  app.add_flag("--remap", o->remap, "Decode causally with the taps on future frames folded into the present");
+  return [o] { return run_vae(*o); };
+}
+
 Run add_inspect(CLI::App& app) {
   auto o = std::make_shared<InspectOptions>();
   app.add_option("what", o->what,
@@ -141,9 +156,10 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"edit", "Edit a video by an instruction", add_edit},
-    {"train", "Train an editor from one JSON file, or go on with a run", add_train},
+    {"train", "Train an editor or an autoencoder from one JSON file, or go on with a run", add_train},
     {"eval", "Measure an editor on real clips against the exact edits", add_eval},
     {"data", "Gather footage for training, and look at the samples made of it", add_data},
+    {"vae", "Put a clip through a video autoencoder and measure what comes back", add_vae},
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
     {"selftest", "Check every op against f64, and the models against golden files", add_selftest},
 };

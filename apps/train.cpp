@@ -1,4 +1,5 @@
-// rivulet train: trains an editor from one JSON file, or goes on where the last run stopped.
+// rivulet train: trains an editor from one JSON file, or goes on where the last run stopped. (Autoencoders:
+// apps/train_vae.cpp.)
 #include <filesystem>
 #include <iostream>
 
@@ -54,6 +55,7 @@ Source read_source(const TrainConfig& config, const std::string& name) {
 int run_train(const TrainOptions& options) {
   TrainConfig config = read_train_config(options.config);
   if (options.steps > 0) config.steps = options.steps;
+  if (config.task != "edit") return run_train_vae(options, config);
   const Source data = read_source(config, options.config);
   EditModel model(model_config(config, options.config), device_named(options.device));
   config.model = to_json(model.config());

@@ -51,12 +51,13 @@ Tensor colour_basis(const PatchCodec& codec, const Tensor& latents) {
                 W = latents.dim(4);
   const auto by_colour = [&](const Tensor& z) { return z.reshape({B, C / 3, 3, T * H * W}); };
   const Tensor pixels = codec.decode(latents.permute({1, 0, 2, 3, 4}).reshape({1, C, B * T, H, W}));
-  Tensors parts{by_colour(latents)};
+  Tensors parts;
   for (const Tensor& planes : colour_functions(clamp(pixels, 0, 1))) {
     // The codec takes p to 2 p - 1; a half more, and zero stays zero.
     const Tensor z = codec.encode(planes + 0.5).reshape({C, B, T, H, W});
     parts.push_back(by_colour(z.permute({1, 0, 2, 3, 4})));
   }
+  parts.push_back(by_colour(latents));
   return cat(parts, 2);
 }
 

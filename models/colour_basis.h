@@ -12,8 +12,8 @@ namespace rivulet {
 // luma^2, and d and d^2 with d = max(blur - luma, 0) / (blur + 0.08), the dark side of edges.
 inline constexpr int64_t kColourFunctions = 9;
 
-// latents [B, 3F, T, H, W] of `codec` (f32) -> [B, F, 3 + kColourFunctions, T * H * W]: the latents
-// themselves, by colour, then those of the functions, in fixed mixtures of three.
+// latents [B, 3F, T, H, W] of `codec` (f32) -> [B, F, kColourFunctions + 3, T * H * W]: those of the functions,
+// in fixed mixtures of three, then the latents themselves by colour.
 Tensor colour_basis(const PatchCodec& codec, const Tensor& latents);
 
 }  // namespace rivulet

@@ -4,6 +4,7 @@
 
 #include "models/colour_basis.h"
 #include "ops/elementwise.h"
+#include "ops/mix.h"
 #include "ops/shape.h"
 
 namespace rivulet {
@@ -12,23 +13,15 @@ namespace {
 // Below this level the residual form divides by the floor instead: nothing is left to predict there.
 constexpr double kLowestLevel = 1e-3;
 
-constexpr int64_t kMixed = 3 * (3 + kColourFunctions);  // channels of u that hold the matrix
+constexpr int64_t kMixed = 3 * (kColourFunctions + 3);  // channels of u that hold the matrix
 
-// x0 of the colour_residual form; source and u [B, 3F, T, H, W], channels 3 * frequency + colour. The last
-// nine channels weigh the source's own colours (by result, then by operand), those before the functions of
-// them.
+// x0 of the colour_residual form; source and u [B, 3F, T, H, W], channels 3 * frequency + colour. The last 36
+// channels weigh the colour basis, three results an operand.
 Tensor colour_residual(const SourceLatents& source, const Tensor& u) {
   const Tensor& z = source.latents;
-  const int64_t B = z.dim(0), C = z.dim(1), T = z.dim(2), H = z.dim(3), W = z.dim(4), N = T * H * W;
-  const Tensor linear = u.slice(1, C - 9, C).reshape({B, 1, 3, 3, N});
-  const Tensor functions = u.slice(1, C - kMixed, C - 9).reshape({B, 1, kColourFunctions, 3, N});
-  Tensor mixed;
-  for (int64_t k = 0; k < 3 + kColourFunctions; ++k) {
-    const Tensor weight = k < 3 ? linear.select(3, k) : functions.select(2, k - 3);
-    const Tensor part = source.basis.slice(2, k, k + 1) * weight;
-    mixed = k == 0 ? part : mixed + part;
-  }
-  return z + pad(u.slice(1, 0, C - kMixed), 1, 0, kMixed) + mixed.reshape({B, C, T, H, W});
+  const int64_t B = z.dim(0), C = z.dim(1), N = z.numel() / (B * C);
+  const Tensor weights = u.slice(1, C - kMixed, C).reshape({B, kMixed / 3, 3, N});
+  return z + pad(u.slice(1, 0, C - kMixed), 1, 0, kMixed) + mix(source.basis, weights).reshape(z.shape());
 }
 
 }  // namespace

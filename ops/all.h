@@ -17,13 +17,16 @@
 #include "ops/image.h"
 #include "ops/loss.h"
 #include "ops/matmul.h"
+#include "ops/mix.h"
 #include "ops/modulate.h"
 #include "ops/norm.h"
 #include "ops/norm_rope.h"
+#include "ops/pixel_norm.h"
 #include "ops/reduce.h"
 #include "ops/residual_norm.h"
 #include "ops/rope.h"
 #include "ops/shape.h"
+#include "ops/space_depth.h"
 #include "ops/temporal_conv.h"
 
 // One line per family, or per few kinds of one.
@@ -34,7 +37,7 @@
   X(pow_scalar) X(clamp) X(sigmoid) X(silu) X(relu) X(gelu_tanh) X(softplus) X(tanh)       \
   X(sin) X(cos)                                                                            \
   X(sum) X(mean) X(max) X(softmax) X(logsumexp)                                            \
-  X(matmul) X(linear) X(linear_silu)                                                       \
+  X(matmul) X(linear) X(linear_silu) X(mix)                                                \
   X(rms_norm) X(layer_norm)                                                                \
   X(modulate) X(layer_norm_modulate) X(gate_residual)                                      \
   X(gate_residual_norm) X(residual_norm) X(rms_norm_rope)                                  \
@@ -45,7 +48,8 @@
   X(rope)                                                                                  \
   X(gdn) X(gdn_fused)                                                                      \
   X(glu_silu) X(mul_silu)                                                                  \
-  X(conv2d) X(conv3d)                                                                      \
+  X(conv2d) X(conv3d) X(conv3d_border)                                                     \
+  X(depth_to_space) X(space_to_depth) X(pixel_norm_silu)                                   \
   X(depthwise_conv3x3) X(depthwise_glu) X(silu_depthwise_glu)                              \
   X(temporal_conv3) X(temporal_conv3_residual)                                             \
   X(resize) X(crop) X(rgb_to_ycbcr) X(ycbcr_to_rgb) X(rgb_to_hsv) X(hsv_to_rgb)            \

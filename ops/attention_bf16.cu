@@ -39,6 +39,14 @@ ForwardInput input(const Tensor& q, const Tensors& k, const Tensors& v, double s
   return in;
 }
 
+// Few keys, or a text's, of which few are real: the small blocks of the mma.sync kernel hide each other's
+// waits, while the Hopper kernel has one block on a processor and nothing to overlap its start and end with.
+bool few_keys(const ForwardInput& in) {
+  int64_t keys = 0;
+  for (const Tensor& k : in.k) keys += k.dim(1);
+  return keys <= (in.mask.defined() ? 512 : 128);
+}
+
 // stats[b, h, i] = (lse, dout_i . out_i), a warp per query. dout and out are dense.
 __global__ void __launch_bounds__(kThreads)
     stats_kernel(int queries, int heads, int d, int stat_rows, int64_t rows, const __nv_bfloat16* dout,
@@ -69,7 +77,7 @@ void attention_bf16(const Tensor& q, const Tensors& k, const Tensors& v, double 
   if (q.numel() == 0) return;
   const ForwardInput in = input(q, k, v, scale, mask);
   const Tensor to = padded_like(out);
-  has_wgmma() ? attention_wgmma(in, to, lse) : attention_mma(in, to, lse);
+  has_wgmma() && !few_keys(in) ? attention_wgmma(in, to, lse) : attention_mma(in, to, lse);
   deliver(out, to);
 }
 

@@ -1,6 +1,6 @@
-// bf16 attention for Hopper. A block is a warpgroup that copies and two that compute, 64 queries each: while
-// one has its softmax, the other has the tensor cores. Queries, keys and values come by TMA; scores, weights
-// and sums stay in registers.
+// bf16 attention for Hopper. A block is a warpgroup that copies and two that compute, 64 queries each. A
+// warpgroup has its softmax while the tensor cores multiply its weights before by their values, or work for
+// the other one. Queries, keys and values come by TMA; scores, weights and sums stay in registers.
 #include "ops/attention_bf16.cuh"
 #include "ops/wgmma.cuh"
 
@@ -159,10 +159,6 @@ __device__ void forward_products(const ForwardArguments& x, ForwardShared<kWidth
   const auto release = [&](uint64_t* barrier) {
     if (lane == 0) barrier_arrive(barrier);
   };
-  // Turns on the tensor cores: the other warpgroup issues its products after this one's.
-  constexpr int kTurn = 1;  // named barriers kTurn + group
-  if (group == 1) named_arrive(kTurn, 256);
-
   Ring<kStages> ring;
   Piece piece;
   for (int i = 0; piece_of(x.division, i, piece); ++i) {
@@ -173,9 +169,7 @@ __device__ void forward_products(const ForwardArguments& x, ForwardShared<kWidth
     uint32_t p[kKeys / 4];
     barrier_wait(&s.q_full, i & 1);
     barrier_wait(&s.k_full[ring.stage], ring.parity);
-    named_sync(kTurn + group, 256);
     multiply_keys(ring, scores);
-    named_arrive(kTurn + (group ^ 1), 256);
     wgmma_wait<0>();
     pin(scores);
     release(&s.k_empty[ring.stage]);
@@ -186,11 +180,9 @@ __device__ void forward_products(const ForwardArguments& x, ForwardShared<kWidth
       const Ring<kStages> before = ring;
       ring.next();
       barrier_wait(&s.k_full[ring.stage], ring.parity);
-      named_sync(kTurn + group, 256);
       multiply_keys(ring, scores);
       barrier_wait(&s.v_full[before.stage], before.parity);
       multiply_values(before, p, o, tile > piece.first + 1);
-      named_arrive(kTurn + (group ^ 1), 256);
       wgmma_wait<1>();
       pin(scores);
       release(&s.k_empty[ring.stage]);
@@ -213,7 +205,6 @@ __device__ void forward_products(const ForwardArguments& x, ForwardShared<kWidth
     ring.next();
     forward_results<kWidth, kOut>(x, piece, group, o, softmax);
   }
-  if (group == 0) named_sync(kTurn, 256);  // takes the last turn, which nobody else would
 }
 
 #endif  // RIVULET_SM90A

@@ -32,7 +32,6 @@ struct BackwardShared {
 #ifdef RIVULET_SM90A
 
 constexpr int kComputeWarps = 8;
-constexpr int kTurn = 1;  // named barriers kTurn + warpgroup: turns on the tensor cores
 
 template <class Shared>
 __device__ void start_barriers(Shared& s) {
@@ -122,13 +121,10 @@ __device__ void query_grad_products(const BackwardArguments& x, BackwardShared<k
     multiply_columns<kWidth, kKeys>(ds, k_columns + uint32_t(at.stage * kStep), sum, add);
     wgmma_commit();
   };
-  if (group == 1) named_arrive(kTurn, 256);
   Ring<kStages> ring;
   barrier_wait(&s.own_full, 0);
   barrier_wait(&s.full[0], 0);
-  named_sync(kTurn + group, 256);
   begin(ring);
-  named_arrive(kTurn + (group ^ 1), 256);
   wgmma_wait<0>();
   grade(0);
   to_operand(dp, ds);
@@ -136,10 +132,8 @@ __device__ void query_grad_products(const BackwardArguments& x, BackwardShared<k
     const Ring<kStages> before = ring;
     ring.next();
     barrier_wait(&s.full[ring.stage], ring.parity);
-    named_sync(kTurn + group, 256);
     begin(ring);
     add_keys(before, tile > 1);
-    named_arrive(kTurn + (group ^ 1), 256);
     wgmma_wait<1>();
     grade(tile);
     wgmma_wait<0>();
@@ -151,11 +145,12 @@ __device__ void query_grad_products(const BackwardArguments& x, BackwardShared<k
   add_keys(ring, tiles > 1);
   wgmma_wait<0>();
   pin(sum);
-  if (group == 0) named_sync(kTurn, 256);  // takes the last turn, which nobody else would
   store_rows<kWidth>(sum, x.scale, x.dq + (int64_t(b) * x.queries * x.heads + h) * x.d,
                      int64_t(x.heads) * x.d, first_row, x.queries, x.d);
 }
 
+// kOverlap: the products of a tile run during the weights of the next, for which 128 channels leave no
+// registers.
 template <int kWidth, int kQueries, bool kMasked, bool kOverlap>
 __device__ void key_grad_products(const BackwardArguments& x, BackwardShared<kWidth, kQueries>& s, int tiles,
                                   int b, int h, int segment, int k0, int group) {
@@ -222,11 +217,8 @@ __device__ void key_grad_products(const BackwardArguments& x, BackwardShared<kWi
       if (lane == 0) barrier_arrive(&s.empty[ring.stage]);
     }
   } else {
-    if (group == 1) named_arrive(kTurn, 256);
     barrier_wait(&s.full[0], 0);
-    named_sync(kTurn + group, 256);
     begin(ring);
-    named_arrive(kTurn + (group ^ 1), 256);
     wgmma_wait<0>();
     grade(ring);
     to_operand(p, p16);
@@ -235,10 +227,8 @@ __device__ void key_grad_products(const BackwardArguments& x, BackwardShared<kWi
       const Ring<kStages> before = ring;
       ring.next();
       barrier_wait(&s.full[ring.stage], ring.parity);
-      named_sync(kTurn + group, 256);
       begin(ring);
       add_queries(before, tile > 1);
-      named_arrive(kTurn + (group ^ 1), 256);
       wgmma_wait<1>();
       grade(ring);
       wgmma_wait<0>();
@@ -254,7 +244,6 @@ __device__ void key_grad_products(const BackwardArguments& x, BackwardShared<kWi
     wgmma_wait<0>();
     pin(dk);
     pin(dv);
-    if (group == 0) named_sync(kTurn, 256);
   }
   const int64_t at = (int64_t(b) * rows * x.heads + h) * x.d, stride = int64_t(x.heads) * x.d;
   store_rows<kWidth>(dk, x.scale, x.dk[segment] + at, stride, first_row, rows, x.d);

@@ -17,20 +17,25 @@ struct MmaArguments {
   __nv_bfloat16 *out, *dq, *dk[kMaxSegments], *dv[kMaxSegments];
 };
 
-// A pair of rows of a block's result: row r and r + 8 of this thread, first column 2 (lane % 4).
+// Writes a result of 64 rows, row r of the thread times factor[r]. It passes through shared memory, a warp
+// its own rows, so that memory is written in whole 16 bytes. All threads of the block are done with `shared`.
 template <int kWidth>
-__device__ void store_rows(const float (&o)[kWidth / 2], const float (&factor)[2], __nv_bfloat16* to,
-                           int64_t stride, int first, int rows, int d) {
+__device__ void store_rows(const float (&o)[kWidth / 2], const float (&factor)[2], __nv_bfloat16* shared,
+                           __nv_bfloat16* to, int64_t stride, int first, int rows, int d) {
+  constexpr int kPitch = MmaTile<kWidth>::kPitch, kChunks = kWidth / 8;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  __nv_bfloat16* own = shared + warp * 16 * kPitch;
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = first + warp * 16 + lane / 4 + 8 * r;
-    if (row >= rows) continue;
+  for (int r = 0; r < 2; ++r)
 #pragma unroll
     for (int j = 0; j < kWidth / 8; ++j)
-      if (8 * j < d)
-        *reinterpret_cast<__nv_bfloat162*>(to + row * stride + 8 * j + lane % 4 * 2) =
-            __floats2bfloat162_rn(o[4 * j + 2 * r] * factor[r], o[4 * j + 2 * r + 1] * factor[r]);
+      *reinterpret_cast<__nv_bfloat162*>(own + (lane / 4 + 8 * r) * kPitch + 8 * j + lane % 4 * 2) =
+          __floats2bfloat162_rn(o[4 * j + 2 * r] * factor[r], o[4 * j + 2 * r + 1] * factor[r]);
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kChunks / 2; ++i) {
+    const int at = 32 * i + lane, r = at / kChunks, c = at % kChunks * 8, row = first + warp * 16 + r;
+    if (row < rows && c < d) store_pack(to + row * stride + c, load_pack(own + r * kPitch + c));
   }
 }
 
@@ -44,10 +49,9 @@ __device__ void copy_keys(const MmaArguments& x, int tile, int b, int h, __nv_bf
 }
 
 // for tile in [0, tiles): body(tile, shared memory of it), while copy(tile + 1, other shared memory) runs.
+// The caller has begun to copy tile 0, so that this may overlap with what else it waits for.
 template <class Copy, class Body>
 __device__ void pipeline(int tiles, __nv_bfloat16* shared, int elements, Copy&& copy, Body&& body) {
-  copy(0, shared);
-  copy_commit();
   for (int tile = 0; tile < tiles; ++tile) {
     if (tile + 1 < tiles) copy(tile + 1, shared + (tile + 1) % 2 * elements);
     copy_commit();
@@ -64,12 +68,14 @@ __global__ void __launch_bounds__(kMmaThreads) forward_kernel(const __grid_const
   extern __shared__ __align__(16) __nv_bfloat16 shared[];
   const int q0 = int(blockIdx.x) * kMmaRows, h = int(blockIdx.y), b = int(blockIdx.z);
   const uint8_t* mask = kMasked ? x.mask + int64_t(b) * x.keys.keys : nullptr;
-  const int tiles = kMasked ? tiles_that_count(x.keys, mask, kMmaRows) : x.keys.tiles;
   // The queries pass through the second buffer, which the first tile of keys does not use.
   __nv_bfloat16* queries = shared + 2 * Tile::kElements;
   Tile::copy(x.q.at(b, h), x.q.stride, q0, x.queries, x.d, queries);
   copy_commit();
-  copy_wait<0>();
+  copy_keys<kWidth>(x, 0, b, h, shared);
+  copy_commit();
+  const int tiles = kMasked ? tiles_that_count(x.keys, mask, kMmaRows) : x.keys.tiles;
+  copy_wait<1>();
   __syncthreads();
   typename Tile::Rows q;
   Tile::load(queries, q);
@@ -100,8 +106,8 @@ __global__ void __launch_bounds__(kMmaThreads) forward_kernel(const __grid_const
       x.lse[(int64_t(b) * x.heads + h) * x.queries + row] =
           sum == 0 ? INFINITY : softmax.top[r] * (x.scale * kLog2Ef) + __log2f(sum);
   }
-  store_rows<kWidth>(o, inverse, x.out + (int64_t(b) * x.queries * x.heads + h) * x.d, int64_t(x.heads) * x.d,
-                     q0, x.queries, x.d);
+  store_rows<kWidth>(o, inverse, shared, x.out + (int64_t(b) * x.queries * x.heads + h) * x.d,
+                     int64_t(x.heads) * x.d, q0, x.queries, x.d);
 }
 
 // dq of 64 queries.
@@ -112,12 +118,14 @@ __global__ void __launch_bounds__(kMmaThreads, 2) query_grad_kernel(const __grid
   extern __shared__ __align__(16) __nv_bfloat16 shared[];
   const int q0 = int(blockIdx.x) * kMmaRows, h = int(blockIdx.y), b = int(blockIdx.z);
   const uint8_t* mask = kMasked ? x.mask + int64_t(b) * x.keys.keys : nullptr;
-  const int tiles = kMasked ? tiles_that_count(x.keys, mask, kMmaRows) : x.keys.tiles;
   __nv_bfloat16* queries = shared + 2 * Tile::kElements;
   Tile::copy(x.q.at(b, h), x.q.stride, q0, x.queries, x.d, queries);
   Tile::copy(x.dout.at(b, h), x.dout.stride, q0, x.queries, x.d, queries + Tile::kElements);
   copy_commit();
-  copy_wait<0>();
+  copy_keys<kWidth>(x, 0, b, h, shared);
+  copy_commit();
+  const int tiles = kMasked ? tiles_that_count(x.keys, mask, kMmaRows) : x.keys.tiles;
+  copy_wait<1>();
   __syncthreads();
   typename Tile::Rows q, dout;
   Tile::load(queries, q);
@@ -159,8 +167,8 @@ __global__ void __launch_bounds__(kMmaThreads, 2) query_grad_kernel(const __grid
         }
       });
   const float factor[2] = {x.scale, x.scale};
-  store_rows<kWidth>(sum, factor, x.dq + (int64_t(b) * x.queries * x.heads + h) * x.d, int64_t(x.heads) * x.d,
-                     q0, x.queries, x.d);
+  store_rows<kWidth>(sum, factor, shared, x.dq + (int64_t(b) * x.queries * x.heads + h) * x.d,
+                     int64_t(x.heads) * x.d, q0, x.queries, x.d);
 }
 
 // dk and dv of 64 keys: the same products transposed, rows are keys and columns queries.
@@ -181,10 +189,19 @@ __global__ void __launch_bounds__(kMmaThreads, 2) key_grad_kernel(const __grid_c
   }
   // A tile of keys that nothing attends to has zero gradients without a walk over the queries.
   const bool any = __syncthreads_or(counts[0] || counts[1]) != 0;
+  const float2* head_stats = x.stats + (int64_t(b) * x.heads + h) * x.stat_rows;
+  const auto copy_queries = [&](int tile, __nv_bfloat16* to) {
+    const int q0 = tile * kMmaRows, t = int(threadIdx.x);
+    Tile::copy(x.q.at(b, h), x.q.stride, q0, x.queries, x.d, to);
+    Tile::copy(x.dout.at(b, h), x.dout.stride, q0, x.queries, x.d, to + Tile::kElements);
+    if (t < kMmaRows) stats[tile % 2][t] = head_stats[q0 + t];
+  };
   __nv_bfloat16* keys = shared + 2 * Tile::kElements;
   copy_keys<kWidth>(x, int(blockIdx.x), b, h, keys);
   copy_commit();
-  copy_wait<0>();
+  copy_queries(0, shared);
+  copy_commit();
+  copy_wait<1>();
   __syncthreads();
   typename Tile::Rows k, v;
   Tile::load(keys, k);
@@ -192,42 +209,34 @@ __global__ void __launch_bounds__(kMmaThreads, 2) key_grad_kernel(const __grid_c
   __syncthreads();
   typename Tile::Output dk = {}, dv = {};
   const float scale2 = x.scale * kLog2Ef;
-  const float2* head_stats = x.stats + (int64_t(b) * x.heads + h) * x.stat_rows;
-  const int tiles = any ? (x.queries + kMmaRows - 1) / kMmaRows : 0;
-  if (tiles > 0)
-    pipeline(
-        tiles, shared, 2 * Tile::kElements,
-        [&](int tile, __nv_bfloat16* to) {
-          const int q0 = tile * kMmaRows, t = int(threadIdx.x);
-          Tile::copy(x.q.at(b, h), x.q.stride, q0, x.queries, x.d, to);
-          Tile::copy(x.dout.at(b, h), x.dout.stride, q0, x.queries, x.d, to + Tile::kElements);
-          if (t < kMmaRows) stats[tile % 2][t] = head_stats[q0 + t];
-        },
-        [&](int tile, const __nv_bfloat16* queries) {
+  pipeline(any ? (x.queries + kMmaRows - 1) / kMmaRows : 0, shared, 2 * Tile::kElements, copy_queries,
+           [&](int tile, const __nv_bfloat16* queries) {
 #pragma unroll 1
-          for (int first = 0; first < kMmaRows; first += kStep) {
-            float s[kStep / 2], dp[kStep / 2];
-            uint32_t p[kStep / 4];
-            const __nv_bfloat16 *q = queries + first * Tile::kPitch, *dout = q + Tile::kElements;
-            Tile::template multiply_rows<kStep>(k, q, s);
-            Tile::template multiply_rows<kStep>(v, dout, dp);
+             for (int first = 0; first < kMmaRows; first += kStep) {
+               float s[kStep / 2], dp[kStep / 2];
+               uint32_t p[kStep / 4];
+               const __nv_bfloat16 *q = queries + first * Tile::kPitch, *dout = q + Tile::kElements;
+               Tile::template multiply_rows<kStep>(k, q, s);
+               Tile::template multiply_rows<kStep>(v, dout, dp);
 #pragma unroll
-            for (int i = 0; i < kStep / 2; ++i) {
-              const int query = first + i / 4 * 8 + int(threadIdx.x) % 4 * 2 + i % 2;
-              const float2 stat = stats[tile % 2][query];
-              s[i] = counts[i / 2 % 2] ? fast_exp2(s[i] * scale2 - stat.x) : 0.f;
-              dp[i] = s[i] * (dp[i] - stat.y);
-            }
-            to_operand(s, p);
-            Tile::template multiply_columns<kStep>(p, dout, dv);
-            to_operand(dp, p);
-            Tile::template multiply_columns<kStep>(p, q, dk);
-          }
-        });
+               for (int i = 0; i < kStep / 2; ++i) {
+                 const int query = first + i / 4 * 8 + int(threadIdx.x) % 4 * 2 + i % 2;
+                 const float2 stat = stats[tile % 2][query];
+                 s[i] = counts[i / 2 % 2] ? fast_exp2(s[i] * scale2 - stat.x) : 0.f;
+                 dp[i] = s[i] * (dp[i] - stat.y);
+               }
+               to_operand(s, p);
+               Tile::template multiply_columns<kStep>(p, dout, dv);
+               to_operand(dp, p);
+               Tile::template multiply_columns<kStep>(p, q, dk);
+             }
+           });
+  copy_wait<0>();
+  __syncthreads();
   const float one[2] = {1, 1}, factor[2] = {x.scale, x.scale};
   const int64_t first = (int64_t(b) * rows * x.heads + h) * x.d, stride = int64_t(x.heads) * x.d;
-  store_rows<kWidth>(dk, factor, x.dk[segment] + first, stride, k0, rows, x.d);
-  store_rows<kWidth>(dv, one, x.dv[segment] + first, stride, k0, rows, x.d);
+  store_rows<kWidth>(dk, factor, shared, x.dk[segment] + first, stride, k0, rows, x.d);
+  store_rows<kWidth>(dv, one, shared + Tile::kElements, x.dv[segment] + first, stride, k0, rows, x.d);
 }
 
 MmaArguments arguments(const ForwardInput& in) {

@@ -20,9 +20,10 @@ constexpr int64_t kRowTile = 128, kColumns = 2048;
 template <class T>
 struct Patches {
   const T* x;
-  ConvGeometry g;
+  const ConvGeometry& g;
   std::array<int64_t, 3> in, out, k;
   int64_t c, run;
+  std::vector<const T*> left;
 
   Patches(const Tensor& x_, const ConvGeometry& geometry, const Shape& y, std::array<int64_t, 3> kernel)
       : x(x_.data<T>()),
@@ -31,7 +32,9 @@ struct Patches {
         out{y[1], y[2], y[3]},
         k(kernel),
         c(x_.dim(4)),
-        run(k[2] * c) {}
+        run(k[2] * c) {
+    for (const Tensor& frame : geometry.left) left.push_back(frame.data<T>());
+  }
 
   int64_t tap_rows() const { return k[0] * k[1]; }
 
@@ -43,7 +46,17 @@ struct Patches {
       if (i % g.stride[dim] != 0) return -1;
       i /= g.stride[dim];
     }
-    return i >= 0 && i < in[dim] ? i : -1;
+    if (i >= 0 && i < in[dim]) return i;
+    if (g.border[dim] == Border::reflect) return i < 0 ? -i : 2 * (in[dim] - 1) - i;
+    if (g.border[dim] == Border::replicate) return i < 0 ? 0 : in[dim] - 1;
+    return -1;
+  }
+  // The frame that tap u of output frame o of batch entry b reads; null for zeros.
+  const T* frame(int64_t b, int64_t o, int64_t u) const {
+    const int64_t size = in[1] * in[2] * c, i = o * g.stride[0] + u;
+    if (!left.empty() && i < g.before[0]) return left[size_t(i)] + b * size;
+    const int64_t t = source(0, o, u);
+    return t < 0 ? nullptr : x + (b * in[0] + t) * size;
   }
 
   // One run, at output column `ox`, of the input row at `line`.
@@ -68,11 +81,12 @@ struct Patches {
       const int64_t ox = i % out[2], oy = i / out[2] % out[1], ot = i / out[2] / out[1] % out[0];
       const int64_t b = i / out[2] / out[1] / out[0];
       for (int64_t tap = begin; tap < end; ++tap, to += run) {
-        const int64_t t = source(0, ot, tap / k[1]), y = source(1, oy, tap % k[1]);
-        if (t < 0 || y < 0)
+        const T* const image = frame(b, ot, tap / k[1]);
+        const int64_t y = source(1, oy, tap % k[1]);
+        if (image == nullptr || y < 0)
           std::fill_n(to, run, T(0));
         else
-          gather_run(x + ((b * in[0] + t) * in[1] + y) * in[2] * c, ox, to);
+          gather_run(image + y * in[2] * c, ox, to);
       }
     }
   }
@@ -130,38 +144,118 @@ void conv3d_weight_grad(const Tensor& dy, const Tensor& x, const ConvGeometry& g
 
 }  // namespace cpu
 
-Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSteps<3>& steps) {
-  check(x.dims() == 5 && w.dims() == 5 && x.numel() > 0 && w.numel() > 0 && x.dim(4) == w.dim(1),
-        "conv: x has shape ", x.shape(), ", w ", w.shape(), ", wanted channels last and [Co, C, taps]");
-  check(!bias || bias.shape() == Shape{w.dim(0)}, "conv: bias has shape ", bias.shape(), ", w ", w.shape());
+namespace {
+
+// Gradients along a dim that was continued by `before` and `after` elements: those of the border are added to
+// the elements it read. Works in place on g, which keeps its size.
+void fold_border(const Tensor& g, int dim, Border border, int64_t before, int64_t after) {
+  const int64_t last = g.dim(dim) - after - 1;
+  const auto add = [&](int64_t to, int64_t from) {
+    g.slice(dim, to, to + 1).add_in_place(g.slice(dim, from, from + 1));
+  };
+  for (int64_t j = 1; j <= before; ++j) add(border == Border::reflect ? before + j : before, before - j);
+  for (int64_t j = 1; j <= after; ++j) add(border == Border::reflect ? last - j : last, last + j);
+}
+
+// dx, and after it the gradients of the frames on the left.
+Tensors conv_input_grad(const Tensor& dy, const Tensor& w, const Shape& x, const ConvGeometry& g) {
+  ConvGeometry back{g.stride, g.before, true};
+  Shape shape = x, after = x;  // of the continued x, where its border is not zeros
+  for (int i = 0; i < 3; ++i) {
+    const int64_t reach = (dy.dim(i + 1) - 1) * g.stride[i] + w.dim(i + 1) - g.before[i] - x[i + 1];
+    after[i + 1] = 0;
+    if (g.border[i] == Border::zeros && (i > 0 || g.left.empty())) continue;
+    if (g.border[i] != Border::zeros) after[i + 1] = std::max<int64_t>(0, reach);
+    back.before[i] = 0;
+    shape[i + 1] += g.before[i] + after[i + 1];
+  }
+  Tensor dx(shape, dy.dtype(), dy.device());
+  const Tensor turned = w.permute({4, 1, 2, 3, 0}).contiguous();
+  ON_DEVICE(dy, conv3d(dy, turned, Tensor(), back, dx));
+  Tensors grads = {dx};
+  for (int i = 2; i >= 0; --i) {
+    const int64_t before = shape[i + 1] - x[i + 1] - after[i + 1];
+    const bool carried = i == 0 && !g.left.empty();
+    if (carried)
+      for (int64_t j = 0; j < before; ++j) grads.push_back(grads[0].select(1, j).contiguous());
+    if (g.border[i] != Border::zeros)
+      fold_border(grads[0], i + 1, g.border[i], carried ? 0 : before, after[i + 1]);
+    grads[0] = grads[0].slice(i + 1, before, before + x[i + 1]);
+  }
+  grads[0] = grads[0].contiguous();
+  return grads;
+}
+
+void check_left(const Tensor& x, const ConvSteps<3>& steps, const Tensors& left) {
+  if (left.empty()) return;
+  check(int64_t(left.size()) == steps.before[0] && steps.before[0] <= kMostLeftFrames, "conv: ", left.size(),
+        " frames on the left, ", steps.before[0], " before the first one (at most ", kMostLeftFrames, ")");
+  for (const Tensor& frame : left)
+    check(frame.shape() == Shape{x.dim(0), x.dim(2), x.dim(3), x.dim(4)},
+          "conv: a frame on the left has shape ", frame.shape(), ", x ", x.shape());
+}
+
+// The shape of y; throws where x, w and steps do not fit.
+Shape conv_shape(const Tensor& x, const Tensor& w, const ConvSteps<3>& steps) {
   Shape shape{x.dim(0), 0, 0, 0, w.dim(0)};
   for (int i = 0; i < 3; ++i) {
-    check(steps.stride[i] >= 1 && steps.before[i] >= 0 && steps.after[i] >= 0, "conv: stride ",
-          steps.stride[i], ", padding ", steps.before[i], " and ", steps.after[i]);
-    const int64_t room = x.dim(i + 1) + steps.before[i] + steps.after[i] - w.dim(i + 2);
+    const int64_t n = x.dim(i + 1), before = steps.before[i], after = steps.after[i];
+    check(steps.stride[i] >= 1 && before >= 0 && after >= 0, "conv: stride ", steps.stride[i], ", padding ",
+          before, " and ", after);
+    check(steps.border[i] != Border::reflect || std::max(before, after) < n, "conv: x ", x.shape(),
+          " is too small to be mirrored by ", before, " and ", after, " elements");
+    const int64_t room = n + before + after - w.dim(i + 2);
     check(room >= 0, "conv: x ", x.shape(), " with its padding is smaller than the kernel ", w.shape());
     shape[i + 1] = room / steps.stride[i] + 1;
   }
-  if (any_half({x, w, bias}))
-    return through_f32({x, w, bias}, [&](const Tensors& t) { return conv3d(t[0], t[1], t[2], steps); });
-  check_same_type("conv", {x, w, bias});
+  return shape;
+}
+
+}  // namespace
+
+Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSteps<3>& steps,
+              const Tensors& left) {
+  check(x.dims() == 5 && w.dims() == 5 && x.numel() > 0 && w.numel() > 0 && x.dim(4) == w.dim(1),
+        "conv: x has shape ", x.shape(), ", w ", w.shape(), ", wanted channels last and [Co, C, taps]");
+  check(!bias || bias.shape() == Shape{w.dim(0)}, "conv: bias has shape ", bias.shape(), ", w ", w.shape());
+  check_left(x, steps, left);
+  const Shape shape = conv_shape(x, w, steps);
+  Tensors all = {x, w, bias};
+  all.insert(all.end(), left.begin(), left.end());
+  if (any_half(all))
+    return through_f32(all, [&](const Tensors& t) {
+      return conv3d(t[0], t[1], t[2], steps, Tensors(t.begin() + 3, t.end()));
+    });
+  check_same_type("conv", all);
 
   const Tensor in = x.contiguous(), packed = w.permute({0, 2, 3, 4, 1}).contiguous();
   const Tensor add = bias ? bias.contiguous() : bias;
-  const ConvGeometry geometry{steps.stride, steps.before, false};
-  Tensor y(shape, x.dtype(), x.device());
-  ON_DEVICE(x, conv3d(in, packed, add, geometry, y));
   Tensors inputs = {in, packed};
   if (add) inputs.push_back(add);
+  ConvGeometry geometry{steps.stride, steps.before, false, steps.border};
+  for (const Tensor& frame : left) {
+    inputs.push_back(frame.contiguous());
+    geometry.left.push_back(inputs.back().detach());
+  }
+  Tensor y(shape, x.dtype(), x.device());
+  ON_DEVICE(x, conv3d(in, packed, add, geometry, y));
   return record("conv", y, inputs,
                 [x = in.detach(), w = packed.detach(), geometry,
                  with_bias = add.defined()](const Tensor& dy) -> Tensors {
-                  Tensor dx = empty_like(x), dw = empty_like(w);
-                  const Tensor g = dy.contiguous(), back = w.permute({4, 1, 2, 3, 0}).contiguous();
-                  ON_DEVICE(x, conv3d(g, back, Tensor(), {geometry.stride, geometry.before, true}, dx));
+                  const Tensor g = dy.contiguous();
+                  Tensor dw = empty_like(w);
                   ON_DEVICE(x, conv3d_weight_grad(g, x, geometry, dw));
-                  return with_bias ? Tensors{dx, dw, sum_to(g, {g.dim(4)})} : Tensors{dx, dw};
+                  const Tensors dxs = conv_input_grad(g, w, x.shape(), geometry);
+                  Tensors grads = {dxs[0], dw};
+                  if (with_bias) grads.push_back(sum_to(g, {g.dim(4)}));
+                  grads.insert(grads.end(), dxs.begin() + 1, dxs.end());
+                  return grads;
                 });
+}
+
+Tensor channels_last_weight(const Shape& s, Device device, DType dtype) {
+  check(s.size() == 5, "channels_last_weight: shape ", s, ", wanted [Co, C, kt, kh, kw]");
+  return Tensor({s[0], s[2], s[3], s[4], s[1]}, dtype, device).permute({0, 4, 1, 2, 3});
 }
 
 Tensor conv2d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSteps<2>& steps) {
@@ -172,6 +266,7 @@ Tensor conv2d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSt
     with_time.stride[i + 1] = steps.stride[i];
     with_time.before[i + 1] = steps.before[i];
     with_time.after[i + 1] = steps.after[i];
+    with_time.border[i + 1] = steps.border[i];
   }
   return conv3d(x.unsqueeze(1), w.unsqueeze(2), bias, with_time).squeeze(1);
 }
@@ -233,6 +328,39 @@ const OpCase& conv3d_case() {
                 {{2, 2, 3, 4, 2}, {2, 2, 2, 3, 3}, {2}}},
       .bench = {{{1, 4, 18, 32, 128}, {128, 128, 3, 3, 3}, {128}},
                 {{1, 8, 72, 128, 32}, {32, 32, 3, 3, 3}, {32}}},
+      .bytes =
+          [](const Shapes& s) {
+            return bytes_of(s) + bytes_of({{s[0][0], s[0][1], s[0][2], s[0][3], s[1][0]}});
+          },
+      .flops = [](const Shapes& s) { return conv_flops(s, s[0][0] * s[0][1] * s[0][2] * s[0][3]); },
+      .fill = fill_conv,
+  };
+  return kCase;
+}
+
+const OpCase& conv3d_border_case() {
+  // Mirrored in space. In time: on the left the frames given after the bias, else the first frame again; on
+  // the right the last frame again when the kernel is as wide as it is high.
+  const auto steps = [](const Shapes& s) {
+    ConvSteps<3> c(1, s[1][3] / 2);
+    const bool both_sides = s[1][2] == s[1][3] && s.size() == 3;
+    c.before[0] = both_sides ? s[1][2] / 2 : s[1][2] - 1;
+    c.after[0] = both_sides ? s[1][2] / 2 : 0;
+    c.border = {Border::replicate, Border::reflect, Border::reflect};
+    return c;
+  };
+  static const OpCase kCase = {
+      .name = "conv3d_border",
+      .run = [steps](const Tensors& in) -> Tensors {
+        Shapes shapes;
+        for (const Tensor& t : in) shapes.push_back(t.shape());
+        return {conv3d(in[0], in[1], in[2], steps(shapes), Tensors(in.begin() + 3, in.end()))};
+      },
+      .check = {{{1, 2, 3, 4, 2}, {3, 2, 3, 3, 3}, {3}, {1, 3, 4, 2}, {1, 3, 4, 2}},
+                {{2, 1, 2, 2, 1}, {1, 1, 3, 3, 3}, {1}},
+                {{1, 3, 3, 2, 2}, {2, 2, 2, 3, 3}, {2}},
+                {{2, 2, 3, 3, 1}, {2, 1, 2, 3, 3}, {2}, {2, 3, 3, 1}}},
+      .bench = {{{1, 4, 18, 32, 128}, {128, 128, 3, 3, 3}, {128}, {1, 18, 32, 128}, {1, 18, 32, 128}}},
       .bytes =
           [](const Shapes& s) {
             return bytes_of(s) + bytes_of({{s[0][0], s[0][1], s[0][2], s[0][3], s[1][0]}});

@@ -7,8 +7,12 @@ namespace {
 
 // Links output positions, numbered over [B, To, Ho, Wo], to input positions.
 struct ConvMap {
+  static constexpr int64_t kZeros = INT64_MIN;  // instead of a place in x
   int in[3], kernel[3], stride[3], before[3];
+  Border border[3];
   bool transposed;
+  int left = 0;                           // frames that stand before x ...
+  int64_t left_at[kMostLeftFrames] = {};  // ... and how far each lies from x, in elements
   FastDiv out[3];
   uint32_t positions;
   int c, co;
@@ -25,7 +29,10 @@ struct ConvMap {
       kernel[i] = int(w.dim(i + 1));
       stride[i] = int(g.stride[i]);
       before[i] = int(g.before[i]);
+      border[i] = g.border[i];
     }
+    for (const Tensor& frame : g.left)
+      left_at[left++] = (static_cast<char*>(frame.raw()) - static_cast<char*>(x.raw())) / size_of(x.dtype());
   }
   int taps() const { return kernel[0] * kernel[1] * kernel[2]; }
 
@@ -37,16 +44,23 @@ struct ConvMap {
       if (at % stride[i] != 0) return -1;
       at /= stride[i];
     }
-    return at >= 0 && at < in[i] ? at : -1;
+    if (at >= 0 && at < in[i]) return at;
+    if (border[i] == Border::reflect) return at < 0 ? -at : 2 * (in[i] - 1) - at;
+    if (border[i] == Border::replicate) return at < 0 ? 0 : in[i] - 1;
+    return -1;
   }
-  // The first channel that tap `tap` of output position o reads; -1 for zeros.
+  // The first channel that tap `tap` of output position o reads, counted from the start of x.
   __device__ int64_t source(uint32_t o, int tap) const {
-    if (o >= positions) return -1;
+    if (o >= positions) return kZeros;
     const uint32_t row = out[2].div(o), image = out[1].div(row), b = out[0].div(image);
     const int x = along(2, int(o - row * out[2].d), tap % kernel[2]);
     const int y = along(1, int(row - image * out[1].d), tap / kernel[2] % kernel[1]);
-    const int t = along(0, int(image - b * out[0].d), tap / kernel[2] / kernel[1]);
-    if (x < 0 || y < 0 || t < 0) return -1;
+    const int ot = int(image - b * out[0].d), kt = tap / kernel[2] / kernel[1];
+    if (x < 0 || y < 0) return kZeros;
+    const int from_left = ot * stride[0] + kt;
+    if (from_left < left) return left_at[from_left] + ((int64_t(b) * in[1] + y) * in[2] + x) * c;
+    const int t = along(0, ot, kt);
+    if (t < 0) return kZeros;
     return (((int64_t(b) * in[0] + t) * in[1] + y) * in[2] + x) * c;
   }
 };
@@ -59,7 +73,7 @@ struct GatheredRows {
   const int64_t* source;
   int depth;
   __device__ T operator()(int row, int k) const {
-    return k < depth && source[row] >= 0 ? x[source[row] + k] : T(0);
+    return k < depth && source[row] != ConvMap::kZeros ? x[source[row] + k] : T(0);
   }
 };
 
@@ -74,7 +88,7 @@ struct GatheredDepth {
   __device__ T operator()(int row, int k) const {
     if (first + row >= map.c || o + k >= last) return T(0);
     const int64_t at = map.source(o + k, tap);
-    return at < 0 ? T(0) : x[at + first + row];
+    return at == ConvMap::kZeros ? T(0) : x[at + first + row];
   }
 };
 

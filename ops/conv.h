@@ -1,11 +1,12 @@
-// Convolutions (cross-correlations) over channels-last images and videos, with zero padding.
+// Convolutions (cross-correlations) over channels-last images and videos.
 //
 //   y[o] = bias + sum over taps u of w[u] x[stride o + u - before]
 //   dx[i] = sum over taps u of w[u]' dy[(i + before - u) / stride], where that is whole
 //   dw[u] = sum over o of dy[o] x[stride o + u - before]'
 //
-// Saves x and w. (One filter per channel: ops/depthwise_conv; three frames with a carried one:
-// ops/temporal_conv.)
+// where x continues beyond its edges as its border says: with zeros, mirrored or repeated. Places that a
+// border reads several times gather the gradients of all of them. Saves x, w and the frames on the left. (One
+// filter per channel: ops/depthwise_conv; three frames with a carried one: ops/temporal_conv.)
 #pragma once
 
 #include <array>
@@ -15,11 +16,16 @@
 
 namespace rivulet {
 
-// Per dim: stride, zeros before the first and after the last element. Causal in time means before = k - 1,
-// after = 0.
+// What lies beyond the edge along a dim: zeros, the inside mirrored at the edge element (index -1 reads 1; at
+// most n - 1 deep), or the edge element again.
+enum class Border : uint8_t { zeros, reflect, replicate };
+
+// Per dim: stride, elements before the first and after the last one, and what they are. Causal in time means
+// before = k - 1, after = 0.
 template <size_t dims>
 struct ConvSteps {
   std::array<int64_t, dims> stride, before, after;
+  std::array<Border, dims> border{};
   explicit ConvSteps(int64_t stride_everywhere = 1, int64_t padding = 0) {
     stride.fill(stride_everywhere);
     before.fill(padding);
@@ -32,13 +38,23 @@ struct ConvSteps {
 Tensor conv2d(const Tensor& x, const Tensor& w, const Tensor& bias = {},
               const ConvSteps<2>& steps = ConvSteps<2>());
 // x [B, T, H, W, C], w [Co, C, kt, kh, kw] -> [B, To, Ho, Wo, Co]; steps in the order t, h, w.
+// left: what a stream showed before x, oldest first: none, or steps.before[0] frames [B, H, W, C], which then
+// stand in for the border in time. They are read where they lie; nothing is joined.
+// A w whose memory is ordered [Co, kt, kh, kw, C] (see channels_last_weight) is read in place as well.
 Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias = {},
-              const ConvSteps<3>& steps = ConvSteps<3>());
+              const ConvSteps<3>& steps = ConvSteps<3>(), const Tensors& left = {});
+// Unspecified contents, shape [Co, C, kt, kh, kw], memory in the order that conv3d reads.
+Tensor channels_last_weight(const Shape& shape, Device device, DType dtype = DType::f32);
 
-// What links output and input positions. transposed: the formula of dx instead of that of y.
+constexpr int64_t kMostLeftFrames = 4;
+
+// What links output and input positions. transposed: the formula of dx instead of that of y, for zero
+// borders. left: before[0] dense frames [B, H, W, C], or none.
 struct ConvGeometry {
   std::array<int64_t, 3> stride, before;
   bool transposed = false;
+  std::array<Border, 3> border = {};
+  Tensors left = {};
 };
 // Dense tensors of one real dtype: x [B, T, H, W, C], w [Co, kt, kh, kw, C], bias [Co] or undefined.
 KERNELS(void conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvGeometry& geometry,
@@ -47,5 +63,6 @@ KERNELS(void conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const 
 
 const OpCase& conv2d_case();
 const OpCase& conv3d_case();
+const OpCase& conv3d_border_case();
 
 }  // namespace rivulet

@@ -45,7 +45,7 @@ TEST_CASE("every field of a full config is read") {
                   "groups": [{"pattern": "*.bias", "lr_scale": 2.0, "weight_decay": 0.0}]},
     "schedule": {"kind": "cosine", "warmup": 100, "final_fraction": 0.05},
     "ema": {"decay": 0.99, "start_step": 200},
-    "flow": {"shift": 2.0, "logit_mean": 0.5, "logit_std": 1.5, "text_dropout": 0.2},
+    "flow": {"shift": 2.0, "logit_mean": 0.5, "logit_std": 1.5, "text_dropout": 0.2, "seam": 0.5},
     "clip": {"width": 64, "height": 48, "frames": 5},
     "data": {"kind": "edits"}, "model": {"blocks": 4},
     "output": {"dir": "x", "checkpoint_every": 5, "keep": 2, "sample_every": 6, "log_every": 3}})");

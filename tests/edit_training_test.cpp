@@ -20,7 +20,7 @@ TrainConfig run_config(const std::string& dir, int64_t steps) {
                        {"batch", 2},
                        {"seed", 4},
                        {"optimizer", {{"lr", 3e-3}, {"betas", {0.9, 0.99}}, {"clip_norm", 1}}},
-                       {"flow", {{"shift", 8}, {"text_dropout", 0.1}}},
+                       {"flow", {{"shift", 8}, {"text_dropout", 0.1}, {"seam", 0.5}}},
                        {"clip", {{"width", 24}, {"height", 16}, {"frames", 6}}},
                        {"model", {{"name", "tiny"}}},
                        {"output", {{"dir", dir}}}},

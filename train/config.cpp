@@ -41,6 +41,7 @@ void read_flow(Fields f, FlowOptions& flow) {
   f.optional("logit_mean", flow.logit_mean);
   f.optional("logit_std", flow.logit_std, above(0));
   f.optional("text_dropout", flow.text_dropout, between(0, 1));
+  f.optional("seam", flow.seam, between(0, 100));
   f.done();
 }
 
@@ -70,6 +71,7 @@ Json read_model(Fields& f, const std::string& folder) {
 TrainConfig train_config(const Json& json, const std::string& source, const std::string& folder) {
   TrainConfig c;
   Fields f(json, source);
+  f.choice("task", c.task, {"edit", "vae", "vae_distill"});
   f.required("steps", c.steps, at_least(1));
   f.optional("batch", c.batch, at_least(1));
   f.optional("accumulate", c.accumulate, at_least(1));
@@ -88,6 +90,9 @@ TrainConfig train_config(const Json& json, const std::string& source, const std:
   clip.done();
   if (f.has("data")) c.data = f.raw("data");
   check(c.data.is_object(), f.where("data"), " must be an object");
+  if (f.has("loss")) c.loss = f.raw("loss");
+  check(c.loss.is_object() && (c.task != "edit" || c.loss.empty()), f.where("loss"),
+        " must be an object, and empty for the task edit");
   c.model = read_model(f, folder);
   if (!f.has("output")) fail(f.where("output.dir"), " is missing");
   read_output(f.object("output"), c);
@@ -106,36 +111,42 @@ Json to_json(const TrainConfig& c) {
     if (g.weight_decay) group["weight_decay"] = *g.weight_decay;
     groups.push_back(group);
   }
-  return {{"steps", c.steps},
-          {"batch", c.batch},
-          {"accumulate", c.accumulate},
-          {"seed", c.seed},
-          {"optimizer",
-           {{"lr", c.schedule.lr},
-            {"betas", {c.optimizer.beta1, c.optimizer.beta2}},
-            {"eps", c.optimizer.eps},
-            {"weight_decay", c.optimizer.weight_decay},
-            {"clip_norm", c.clip_norm},
-            {"groups", groups}}},
-          {"schedule",
-           {{"kind", c.schedule.cosine ? "cosine" : "constant"},
-            {"warmup", c.schedule.warmup},
-            {"final_fraction", c.schedule.final_fraction}}},
-          {"ema", {{"decay", c.ema_decay}, {"start_step", c.ema_start}}},
-          {"flow",
-           {{"shift", c.flow.shift},
-            {"logit_mean", c.flow.logit_mean},
-            {"logit_std", c.flow.logit_std},
-            {"text_dropout", c.flow.text_dropout}}},
-          {"clip", {{"width", c.width}, {"height", c.height}, {"frames", c.frames}}},
-          {"data", c.data},
-          {"model", c.model},
-          {"output",
-           {{"dir", c.dir},
-            {"checkpoint_every", c.checkpoint_every},
-            {"keep", c.keep},
-            {"sample_every", c.sample_every},
-            {"log_every", c.log_every}}}};
+  Json j = {{"steps", c.steps},
+            {"batch", c.batch},
+            {"accumulate", c.accumulate},
+            {"seed", c.seed},
+            {"optimizer",
+             {{"lr", c.schedule.lr},
+              {"betas", {c.optimizer.beta1, c.optimizer.beta2}},
+              {"eps", c.optimizer.eps},
+              {"weight_decay", c.optimizer.weight_decay},
+              {"clip_norm", c.clip_norm},
+              {"groups", groups}}},
+            {"schedule",
+             {{"kind", c.schedule.cosine ? "cosine" : "constant"},
+              {"warmup", c.schedule.warmup},
+              {"final_fraction", c.schedule.final_fraction}}},
+            {"ema", {{"decay", c.ema_decay}, {"start_step", c.ema_start}}},
+            {"flow",
+             {{"shift", c.flow.shift},
+              {"logit_mean", c.flow.logit_mean},
+              {"logit_std", c.flow.logit_std},
+              {"text_dropout", c.flow.text_dropout},
+              {"seam", c.flow.seam}}},
+            {"clip", {{"width", c.width}, {"height", c.height}, {"frames", c.frames}}},
+            {"data", c.data},
+            {"model", c.model},
+            {"output",
+             {{"dir", c.dir},
+              {"checkpoint_every", c.checkpoint_every},
+              {"keep", c.keep},
+              {"sample_every", c.sample_every},
+              {"log_every", c.log_every}}}};
+  if (c.task != "edit") {
+    j["task"] = c.task;
+    j["loss"] = c.loss;
+  }
+  return j;
 }
 
 }  // namespace rivulet

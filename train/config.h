@@ -14,12 +14,14 @@ namespace rivulet {
 //                  "groups": [{"pattern": "*.bias", "lr_scale": 1, "weight_decay": 0}]},
 //    "schedule": {"kind": "constant" or "cosine", "warmup": 100, "final_fraction": 0},
 //    "ema": {"decay": 0.999, "start_step": 200},
-//    "flow": {"shift": 3, "logit_mean": 0, "logit_std": 1, "text_dropout": 0.1},
+//    "flow": {"shift": 3, "logit_mean": 0, "logit_std": 1, "text_dropout": 0.1, "seam": 0},
 //    "clip": {"width": 256, "height": 144, "frames": 11},
 //    "data": {...}, "model": {...} or "file.json",
 //    "output": {"dir": "runs/brook", "checkpoint_every": 500, "keep": 3, "sample_every": 500, "log_every":
 //    1}}
+//   "task": "edit" (the default; the others are described in train/vae_training.h), "loss": {...}
 struct TrainConfig {
+  std::string task = "edit";
   int64_t steps = 0;       // optimizer steps of the whole run
   int64_t batch = 1;       // samples of one micro-batch
   int64_t accumulate = 1;  // micro-batches whose gradients are averaged into one step
@@ -33,8 +35,8 @@ struct TrainConfig {
   FlowOptions flow;
   int64_t width = 256, height = 144, frames = 11;  // of a training clip
 
-  // Objects that the data source and the model validate themselves.
-  Json data = Json::object(), model = Json::object();
+  // Objects that the data source, the model and the task validate themselves.
+  Json data = Json::object(), model = Json::object(), loss = Json::object();
 
   std::string dir;               // checkpoints, metrics.jsonl and samples go here
   int64_t checkpoint_every = 0;  // 0: only at the end and on interrupt

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/elementwise.h"
+#include "ops/loss.h"
 #include "ops/shape.h"
 
 namespace rivulet {
@@ -51,7 +52,7 @@ StepLoss EditTraining::loss(int64_t step, int64_t micro, Rng& rng) {
 
   const auto lengths = chunk_lengths(model_.config(), target.dim(2));
   StreamState memory;
-  Tensor total;
+  Tensor total, before;  // the loss; the error of the frame before
   int64_t at = 0;
   for (size_t c = 0; c < lengths.size(); ++c) {
     const SourceLatents s = model_.source(source.slice(2, at, at + lengths[c]));
@@ -59,8 +60,14 @@ StepLoss EditTraining::loss(int64_t step, int64_t micro, Rng& rng) {
     at += lengths[c];
     const Tensor noise = randn(x0.shape(), rng, DType::f32, device);
     const Tensor v = model_.velocity(add_noise(x0, noise, levels), s, sigma, t, text, &memory);
-    const Tensor part = flow_matching_loss(v, noise, x0) * (double(lengths[c]) / double(target.dim(2)));
+    const double share = 1 / double(target.dim(2));  // of one frame
+    const Tensor part = flow_matching_loss(v, noise, x0) * (double(lengths[c]) * share);
     total = total.defined() ? total + part : part;
+    if (config_.flow.seam > 0) {
+      const Tensor error = v + x0 - noise, first = error.slice(2, 0, 1);
+      if (before.defined()) total = total + mse_loss(first, before) * (config_.flow.seam * share);
+      before = error.slice(2, lengths[c] - 1, lengths[c]);
+    }
     if (c + 1 < lengths.size()) memory = model_.remember(x0, s.latents, text, memory);
   }
   return {total};

@@ -11,6 +11,10 @@ struct FlowOptions {
   double shift = 3;                      // of the noise levels in training
   double logit_mean = 0, logit_std = 1;  // of the logit-normal base level
   double text_dropout = 0.1;             // chance that a sample is trained on the empty prompt
+  // Weight of the seams of a chunked clip: the mean square change of v - v* from the last frame of a chunk to
+  // the first of the next, counted as one frame each. Chunks have noise of their own, so it rewards errors
+  // that do not depend on it.
+  double seam = 0;
 };
 
 struct NoiseLevel {

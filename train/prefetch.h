@@ -56,7 +56,8 @@ class Prefetch {
   };
 
   void work() {
-    set_threads(1);  // the workers are the parallelism; a team of threads under each would fight for the cores
+    set_threads(
+        1);  // the workers are the parallelism; a team of threads under each would fight for the cores
     std::unique_lock lock(mutex_);
     while (true) {
       changed_.wait(lock, [&] { return stop_ || started_ < next_ + ahead_; });

@@ -215,8 +215,7 @@ class Brook:
         u, memory = self.network(torch.cat((x, source), 1), t, *rest)
         if self.config["prediction"] == "velocity":
             return u, memory
-        linear = u[:, -9:].unflatten(1, (3, 3)).transpose(1, 2)  # by operand, then by result
-        weights = torch.cat((linear, u[:, -36:-9].unflatten(1, (9, 3))), 1).flatten(3)
+        weights = u[:, -36:].unflatten(1, (12, 3)).flatten(3)
         mixed = torch.einsum("bfkn,bkcn->bfcn", basis, weights).reshape(source.shape)
         x0 = source + F.pad(u[:, :-36], (0,) * 7 + (36,)) + mixed
         return (x - x0) / sigma.clamp(min=1e-3).reshape(-1, 1, 1, 1, 1), memory
@@ -248,8 +247,8 @@ def colour_functions(pixels):
 
 def colour_basis(pixels, basis, p):
     """What models/colour_basis computes of one chunk."""
-    parts = [encode_pixels(pixels, basis, p)]
-    parts += [encode_pixels(planes + 0.5, basis, p) for planes in colour_functions(pixels)]
+    parts = [encode_pixels(planes + 0.5, basis, p) for planes in colour_functions(pixels)]
+    parts.append(encode_pixels(pixels, basis, p))
     return torch.cat([z.unflatten(1, (-1, 3)).flatten(3) for z in parts], 2)
 
 
