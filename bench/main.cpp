@@ -8,6 +8,7 @@
 #include <map>
 #include <regex>
 
+#include "bench/gpu.h"
 #include "bench/live.h"
 #include "bench/report.h"
 #include "tensor/error.h"
@@ -93,8 +94,10 @@ int main_of(int argc, char** argv) {
   Settings settings;
   std::string filter = "", json_path, save_path;
   std::vector<std::string> files;
-  bool list = false, backward = false;
+  bool list = false, backward = false, train = false;
+  std::string device = "cpu", dtype = "bf16";
   int threads = 0;
+  int64_t depth = 20;
   app.add_option("--filter", filter, "Only rows whose name matches this regular expression");
   app.add_option("--json", json_path, "Write the results to this file");
   app.add_option("--save", save_path,
@@ -108,6 +111,11 @@ int main_of(int argc, char** argv) {
   double live = 0;
   app.add_option("--live", live, "Measure `rivulet serve` under a camera for this many seconds and stop")
       ->check(CLI::Range(5.0, 86400.0));
+  app.add_option("--device", device, "cpu (the default) or cuda");
+  app.add_option("--dtype", dtype, "Of the rows on cuda: bf16 (the default) or f32")
+      ->check(CLI::IsMember({"bf16", "f32"}));
+  app.add_flag("--train", train, "Time a training step of the 2B network instead; needs --device cuda");
+  app.add_option("--depth", depth, "Blocks of that network")->check(CLI::Range(1, 20));
   app.add_flag("--list", list, "Print the names of the rows and stop");
   app.add_option("--compare", files, "Print the table of two result files, ours and theirs")->expected(2);
   CLI11_PARSE(app, argc, argv);
@@ -123,6 +131,15 @@ int main_of(int argc, char** argv) {
     return 0;
   }
   if (threads > 0) set_threads(threads);
+  check(!train || device == "cuda", "--train needs --device cuda");
+  if (device_named(device) == Device::cuda) {
+    int wrong = 0;
+    const GpuSettings gpu{dtype == "f32" ? DType::f32 : DType::bf16, settings.repetitions, backward};
+    const nlohmann::json file =
+        train ? time_training_step(settings.repetitions, depth) : run_on_gpu(std::regex(filter), gpu, wrong);
+    if (!json_path.empty()) write_file(json_path, file.dump(2) + "\n");
+    return wrong > 0 ? 1 : 0;
+  }
   std::vector<Row> rows = op_rows(backward);
   if (!backward) {
     for (Row& row : network_rows()) rows.push_back(std::move(row));

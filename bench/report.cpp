@@ -5,6 +5,8 @@
 #include <memory>
 #include <sstream>
 
+#include "tensor/cuda.h"
+
 namespace rivulet::bench {
 
 using nlohmann::json;
@@ -89,6 +91,13 @@ json result_file(const Machine& machine, const Settings& settings) {
           {"warm_up_s", settings.warm_up_s},
           {"repetition_s", settings.repetition_s},
           {"rows", json::array()}};
+}
+
+json gpu_result_file(DType dtype) {
+  std::string gpu;
+  if constexpr (kHasCuda) gpu = cuda::device_name();
+  return {{"what", "rivulet"}, {"commit", commit()},      {"compiler", std::string("GCC ") + __VERSION__},
+          {"gpu", gpu},        {"dtype", name_of(dtype)}, {"rows", json::array()}};
 }
 
 std::string compare(const json& ours, const json& theirs) {

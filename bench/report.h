@@ -30,6 +30,8 @@ nlohmann::json to_json(const Row& row, const Timing& timing, const Machine& mach
 // The frame of a result file, its rows still to be filled in.
 nlohmann::json result_file(const Machine& machine, const Settings& settings);
 
+nlohmann::json gpu_result_file(DType dtype);
+
 // Rows that both files have a time for, as a Markdown table: median of each and how many times faster `ours`
 // is.
 std::string compare(const nlohmann::json& ours, const nlohmann::json& theirs);

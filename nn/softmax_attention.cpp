@@ -3,9 +3,9 @@
 #include <cmath>
 
 #include "ops/attention.h"
-#include "ops/elementwise.h"
+#include "ops/glu.h"
 #include "ops/norm.h"
-#include "ops/rope.h"
+#include "ops/norm_rope.h"
 
 namespace rivulet {
 
@@ -25,11 +25,11 @@ Tensor SoftmaxAttention::operator()(const Tensor& u, const Rope& rope_table,
                                     const std::vector<KeyValue>& window, KeyValue* current) const {
   const int64_t B = u.dim(0), N = u.dim(1) * u.dim(2), C = u.dim(3), D = C / heads;
   const Shape per_head{B, N, heads, D};
-  const auto rotate = [&](const Tensor& x) {
-    return rope(x.reshape(per_head), rope_table.cos, rope_table.sin);
+  const auto feature = [&](const Tensor& x, const Tensor& weight) {
+    return rms_norm_rope(x.reshape({B, N, C}), weight, rope_table.cos, rope_table.sin, kSelfNormEps);
   };
-  const Tensor queries = rotate(rms_norm(q(u), q_norm.weight, kSelfNormEps));
-  const KeyValue own{rotate(rms_norm(k(u), k_norm.weight, kSelfNormEps)), v(u).reshape(per_head)};
+  const Tensor queries = feature(q(u), q_norm.weight);
+  const KeyValue own{feature(k(u), k_norm.weight), v(u).reshape(per_head)};
   Tensors keys, values;
   for (const KeyValue& kept : window) {
     keys.push_back(kept.k);
@@ -39,7 +39,7 @@ Tensor SoftmaxAttention::operator()(const Tensor& u, const Rope& rope_table,
   values.push_back(own.v);
   const Tensor out = attention(queries, keys, values, 1 / std::sqrt(double(D)));
   if (current) *current = {own.k.detach(), own.v.detach()};
-  return proj(out.reshape(u.shape()) * silu(output_gate(u)));
+  return proj(mul_silu(out.reshape(u.shape()), output_gate(u)));
 }
 
 CrossAttention::CrossAttention(int64_t width, int64_t heads, Device device)

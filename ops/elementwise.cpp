@@ -65,8 +65,14 @@ Tensor binary(const char* name, BinaryOp op, const Tensor& a, const Tensor& b) {
   const Tensor sa = saves ? a.detach() : Tensor(), sb = saves ? b.detach() : Tensor();
   const Shape shape_a = a.shape(), shape_b = b.shape();
   return record(name, y, {a, b}, [=](const Tensor& g) -> Tensors {
-    return {need_a ? sum_to(binary_gradient(op, 0, g, sa, sb), shape_a) : Tensor(),
-            need_b ? sum_to(binary_gradient(op, 1, g, sa, sb), shape_b) : Tensor()};
+    const auto gradient = [&](int which, const Shape& shape) {
+      // Halves that will be added up are not rounded before.
+      if (!saves || !is_half(g.dtype()) || shape == g.shape())
+        return sum_to(binary_gradient(op, which, g, sa, sb), shape);
+      const DType wide = DType::f32;
+      return sum_to(binary_gradient(op, which, g.to(wide), sa.to(wide), sb.to(wide)), shape).to(g.dtype());
+    };
+    return {need_a ? gradient(0, shape_a) : Tensor(), need_b ? gradient(1, shape_b) : Tensor()};
   });
 }
 

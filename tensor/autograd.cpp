@@ -46,20 +46,25 @@ void check_nan(const Tensors& ts, const char* what, const char* op) {
           t.defined() ? t.shape() : Shape{});
 }
 
+// The only handle on dense memory of its own, so that what it is assigned to may write there.
+bool is_sole_owner(const Tensor& g) {
+  return g.storage() && g.storage().use_count() == 1 && g.is_contiguous() &&
+         g.storage()->bytes() == g.bytes();
+}
+
 void accumulate(Tensor& into, const Tensor& g) {
   if (!into.defined()) {
     into = g;
     return;
   }
-  // A fresh sum: the first gradient may be shared with another node's input or the caller.
-  Tensor sum = into.clone();
-  sum.add_in_place(g);
-  into = sum;
+  // The first gradient may be shared with another node's input or the caller.
+  if (!is_sole_owner(into)) into = into.clone();
+  into.add_in_place(g);
 }
 
-void accumulate_leaf(AutogradMeta& leaf, const Tensor& g) {
+void accumulate_leaf(AutogradMeta& leaf, const Tensor& g, bool sole_owner) {
   if (!leaf.grad.defined())
-    leaf.grad = g.clone();
+    leaf.grad = sole_owner ? g : g.clone();
   else
     leaf.grad.add_in_place(g);
 }
@@ -167,7 +172,7 @@ class Sweep {
     if (!meta || !meta->requires_grad || !g.defined()) return;
     check(g.shape() == t.shape(), "backward: gradient of shape ", g.shape(), " for a tensor of shape ",
           t.shape());
-    if (!meta->node) return accumulate_leaf(*meta, g.to(t.dtype()));
+    if (!meta->node) return accumulate_leaf(*meta, g.to(t.dtype()), is_sole_owner(g));
     auto& pending = waiting_[meta->node->order];
     if (!pending.node) {
       pending.node = meta->node;

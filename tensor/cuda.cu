@@ -67,6 +67,20 @@ std::string device_name() {
 
 void synchronize() { cuda_check(cudaStreamSynchronize(stream())); }
 
+void* record_event() {
+  cudaEvent_t event = nullptr;
+  cuda_check(cudaEventCreate(&event));
+  cuda_check(cudaEventRecord(event, stream()));
+  return event;
+}
+double seconds_between(void* earlier, void* later) {
+  float ms = 0;
+  cuda_check(cudaEventSynchronize(static_cast<cudaEvent_t>(later)));
+  cuda_check(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier), static_cast<cudaEvent_t>(later)));
+  return ms * 1e-3;
+}
+void destroy_event(void* event) { cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
+
 MemoryUse memory() { return {bytes_now.load(), bytes_peak.load()}; }
 
 void* allocate(int64_t bytes) {

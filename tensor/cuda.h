@@ -12,6 +12,11 @@ bool available();
 std::string device_name();
 void synchronize();
 MemoryUse memory();
+
+// Events of the stream, for GpuMark below.
+void* record_event();
+double seconds_between(void* earlier, void* later);
+void destroy_event(void* event);
 }  // namespace cuda
 
 // True when this build has CUDA kernels and the machine has a GPU that they can run on.
@@ -25,6 +30,28 @@ inline void synchronize(Device device) {
   if constexpr (kHasCuda)
     if (device == Device::cuda) cuda::synchronize();
 }
+
+// A moment in the work of the GPU: all that was given to it before has been done. Nothing in a build without
+// CUDA.
+class GpuMark {
+ public:
+  GpuMark() {
+    if constexpr (kHasCuda) event_ = cuda::record_event();
+  }
+  ~GpuMark() {
+    if constexpr (kHasCuda) cuda::destroy_event(event_);
+  }
+  GpuMark(const GpuMark&) = delete;
+  GpuMark& operator=(const GpuMark&) = delete;
+  // Seconds between the two by the clock of the GPU; waits for this one.
+  double since(const GpuMark& earlier) const {
+    if constexpr (kHasCuda) return cuda::seconds_between(earlier.event_, event_);
+    return 0;
+  }
+
+ private:
+  void* event_ = nullptr;
+};
 
 // Bytes of GPU memory held by tensors now and at most so far (arenas count as held whole).
 inline MemoryUse cuda_memory() {

@@ -64,11 +64,68 @@ void launch_sum(Out* out, const In* g, const SumArguments& a, bool rows, unsigne
     launch({dim3(a.outputs, parts), dim3(256)}, sum_rows<Out, In, 8>, out, g, a);
 }
 
+// Columns of a dense matrix, a pack of them per thread: partial[part, column] sums the rows of one part. The
+// kLanes rows of the block share them.
+template <class In>
+__global__ void sum_packs(Wide<In>* partial, const In* g, int64_t rows, int64_t each, int64_t columns,
+                          int64_t row_step) {
+  constexpr int P = kPack<In>, kAhead = 4;
+  __shared__ Wide<In> parts[kLanes][32][P + 1];
+  const int64_t column = (int64_t(blockIdx.x) * 32 + threadIdx.x) * P;
+  Wide<In> sum[P] = {};
+  if (column < columns) {
+    const int64_t end = min(rows, (blockIdx.y + 1) * each);
+    int64_t row = blockIdx.y * each + threadIdx.y;
+    for (; row + (kAhead - 1) * kLanes < end; row += kAhead * kLanes) {
+      Pack<In, P> x[kAhead];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) x[a] = load_pack<In, P>(g + (row + a * kLanes) * row_step + column);
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a)
+#pragma unroll
+        for (int k = 0; k < P; ++k) sum[k] += Wide<In>(x[a].v[k]);
+    }
+    for (; row < end; row += kLanes) {
+      const auto x = load_pack<In, P>(g + row * row_step + column);
+#pragma unroll
+      for (int k = 0; k < P; ++k) sum[k] += Wide<In>(x.v[k]);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < P; ++k) parts[threadIdx.y][threadIdx.x][k] = sum[k];
+  __syncthreads();
+  // Row y of the block finishes the y-th column of every pack (and every kLanes-th after it).
+  if (column >= columns) return;
+  for (int k = int(threadIdx.y); k < P; k += kLanes) {
+    Wide<In> total = 0;
+    for (int y = 0; y < kLanes; ++y) total += parts[y][threadIdx.x][k];
+    partial[blockIdx.y * columns + column + k] = total;
+  }
+}
+
 // Both stages of one sum. A sum of many terms into few outputs is split, so that it fills the GPU.
 template <class T>
 void sum_strided(const Tensor& out, const Tensor& g, const StridedLoop<2>& kept,
                  const StridedLoop<1>& summed) {
   const int64_t outputs = kept.shape.numel(), terms = summed.shape.numel();
+  constexpr int64_t P = kPack<T>;
+  const bool columns = kept.shape.size() == 1 && kept.strides[0][0] == 1 && kept.strides[1][0] == 1 &&
+                       summed.shape.size() == 1 && terms >= 64 && outputs % P == 0 &&
+                       summed.inner(0) % P == 0 && is_aligned(pointer<T>(g), 16);
+  if (columns) {
+    const int64_t groups = (outputs / P + 31) / 32;
+    const int64_t parts = std::clamp<int64_t>(1024 / groups, 1, (terms + 31) / 32);
+    const int64_t each = (terms + parts - 1) / parts;
+    const Tensor partial({parts, outputs}, std::is_same_v<T, double> ? DType::f64 : DType::f32, Device::cuda);
+    launch({dim3(unsigned(groups), unsigned(parts)), dim3(32, kLanes)}, sum_packs<T>,
+           pointer<Wide<T>>(partial), pointer<T>(g), terms, each, outputs, summed.inner(0));
+    const StridedLoop<2> finish(kept.shape, {kept.strides[0], kept.strides[1]});
+    const StridedLoop<1> over_parts(Shape{parts}, {Shape{outputs}});
+    return launch_sum(pointer<T>(out), pointer<Wide<T>>(partial),
+                      SumArguments{uint32_t(outputs), uint32_t(parts), uint32_t(parts), 0,
+                                   StridedIndex<2>(finish), StridedIndex<1>(over_parts)},
+                      false, 1);
+  }
   const bool rows = outputs < 8 || (summed.inner(0) == 1 && terms >= 8);
   const int64_t blocks = rows ? outputs : (outputs + 31) / 32;
   const int64_t parts =

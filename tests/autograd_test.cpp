@@ -352,3 +352,20 @@ TEST_CASE("wrong uses are refused") {
       record("misshaped", x.detach(), {x}, [](const Tensor&) -> Tensors { return {zeros({3})}; });
   CHECK(has(error_of([&] { backward(sum(shape)); }), "[3]"));
 }
+
+TEST_CASE("gathering a gradient writes to no memory that another holds") {
+  const auto vector = [](double x, double y) { return Tensor::of({x, y}, {2}, DType::f64); };
+  const Tensor seed = vector(1, 2);
+  Tensor a = vector(3, 4), b = vector(5, 6);
+  a.set_requires_grad();
+  b.set_requires_grad();
+  const Tensor total = add(a, b);  // one gradient for both operands
+  backward(add(add(total, mul(total, vector(2, 2))), total), seed);
+  CHECK(seed.to_vector() == std::vector<double>{1, 2});
+  CHECK(a.grad().to_vector() == std::vector<double>{4, 8});
+  a.grad().add_in_place(vector(1, 1));
+  CHECK(b.grad().to_vector() == std::vector<double>{4, 8});
+  backward(mul(a, vector(1, 1)), seed);  // gathered on top
+  CHECK(a.grad().to_vector() == std::vector<double>{6, 11});
+  CHECK(seed.to_vector() == std::vector<double>{1, 2});
+}

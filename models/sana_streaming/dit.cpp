@@ -5,6 +5,7 @@
 #include "ops/elementwise.h"
 #include "ops/modulate.h"
 #include "ops/norm.h"
+#include "ops/residual_norm.h"
 #include "ops/rope.h"
 
 namespace rivulet {
@@ -13,8 +14,8 @@ namespace {
 constexpr float kBlockNormEps = 1e-6f, kTextNormEps = 1e-5f;
 constexpr int64_t kTimeChannels = 256;
 
-// dit.md 1.2: cos then sin of t * 10000^(-i/128); t is truncated to a whole number. In the type of `weight`, which
-// is the next to read them.
+// dit.md 1.2: cos then sin of t * 10000^(-i/128); t is truncated to a whole number. In the type of `weight`,
+// which is the next to read them.
 Tensor time_features(const Tensor& t, const Tensor& weight) {
   const Tensor flat = t.detach().to(Device::cpu).to(DType::f64).contiguous();
   Shape shape = t.shape();
@@ -116,14 +117,27 @@ Tensor Dit::self_attention(const Block& block, const Tensor& u, const Pass& pass
 Tensor Dit::run_block(const Block& block, const Tensor& h_in, const Pass& pass, size_t index) const {
   const Tensor mod = block.scale_shift_table + pass.t0;
   const BlockState* past = pass.past && pass.past->chunk > 0 ? &pass.past->blocks[index] : nullptr;
-  const auto modulated = [&](const Tensor& h, int shift, int scale) {
-    return layer_norm_modulate(h, row(mod, shift), row(mod, scale), kBlockNormEps);
-  };
-  Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated(h_in, 0, 1), pass, index));
-  h = h + block.cross_attn(h, pass.text.keys[index], pass.text.mask);
+  const Tensor modulated = layer_norm_modulate(h_in, row(mod, 0), row(mod, 1), kBlockNormEps);
+  const Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated, pass, index));
+  const auto [after, u] =
+      gate_residual_norm(h, {}, block.cross_attn(h, pass.text.keys[index], pass.text.mask), row(mod, 3),
+                         row(mod, 4), kBlockNormEps);
   Tensor* tail = pass.next ? &pass.next->blocks[index].conv_tail : nullptr;
-  const Tensor branch = block.mlp(modulated(h, 3, 4), pass.grid, past ? past->conv_tail : Tensor(), tail);
-  return gate_residual(h, row(mod, 5), branch);
+  const Tensor branch = block.mlp(u, pass.grid, past ? past->conv_tail : Tensor(), tail);
+  return gate_residual(after, row(mod, 5), branch);
+}
+
+Tensor Dit::run_again_in_backward(const Block& block, const Tensor& h, const Pass& pass, size_t index) const {
+  check(!pass.next, "dit: a pass that writes the memory of a stream is not run again");
+  // What the block reads of the tape must be an input, to get its gradient; the rest is copied handles.
+  const KeyValue keys = pass.text.keys[index];
+  const auto again = [this, &block, index, grid = pass.grid, rope = pass.rope, mask = pass.text.mask,
+                      past = pass.past](const Tensors& in) -> Tensors {
+    TextContext text{std::vector<KeyValue>(index + 1), mask};
+    text.keys[index] = {in[2], in[3]};
+    return {run_block(block, in[0], Pass{grid, rope, in[1], text, past, nullptr}, index)};
+  };
+  return checkpoint(again, {h, pass.t0, keys.k, keys.v})[0];
 }
 
 Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text, const StreamState* past,
@@ -151,7 +165,7 @@ Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text
   const Tensor in = x.to(x_embedder.weight.dtype()).permute({0, 2, 3, 4, 1});
   Tensor h = x_embedder(in.reshape({B, T, grid.tokens_per_frame(), -1}));
   for (size_t i = 0; i < blocks.size(); ++i) {
-    h = run_block(blocks[i], h, pass, i);
+    h = recompute ? run_again_in_backward(blocks[i], h, pass, i) : run_block(blocks[i], h, pass, i);
     if (hook) hook(int64_t(i), h.reshape({B, grid.tokens(), C}));
   }
   const Tensor mod = final_table + temb.unsqueeze(2);  // [B, Tm, 2, C]

@@ -99,10 +99,14 @@ class Dit {
   NormWeight attention_y_norm;
   std::vector<Block> blocks;
   Tensor final_table;  // [2, C]
+  // Keep only what goes into each block and run it again in the backward: a small part of the memory of a
+  // training step for a third more work. `past` must then live until the backward is done.
+  bool recompute = false;
 
  private:
   struct Pass;
   Tensor run_block(const Block& block, const Tensor& h, const Pass& pass, size_t index) const;
+  Tensor run_again_in_backward(const Block& block, const Tensor& h, const Pass& pass, size_t index) const;
   Tensor self_attention(const Block& block, const Tensor& u, const Pass& pass, size_t index) const;
   DitConfig config_;
 };

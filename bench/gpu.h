@@ -1,0 +1,26 @@
+// Timing on the GPU: every op between two marks of its stream, with its inputs in memory (cold) or in the
+// second-level cache as far as they fit (warm).
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <regex>
+
+#include "tensor/dtype.h"
+
+namespace rivulet::bench {
+
+struct GpuSettings {
+  DType dtype = DType::bf16;
+  int repetitions = 15;
+  bool backward = false;  // forward and backward together
+};
+
+// The result file of all rows whose name matches; `red` counts those whose results are wrong.
+nlohmann::json run_on_gpu(const std::regex& pattern, const GpuSettings& settings, int& red);
+
+// One training step of the 2B bidirectional network (20 blocks; fewer for a profile) with random weights:
+// forward and backward for 11 latent frames at 1280x704, bf16, blocks run again in the backward. Times of
+// forward and of both, and peak memory.
+nlohmann::json time_training_step(int repetitions, int64_t depth);
+
+}  // namespace rivulet::bench
