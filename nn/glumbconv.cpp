@@ -1,7 +1,6 @@
 #include "nn/glumbconv.h"
 
 #include "ops/depthwise_conv.h"
-#include "ops/elementwise.h"
 #include "ops/temporal_conv.h"
 
 namespace rivulet {
@@ -19,7 +18,7 @@ Tensor GluMbConv::operator()(const Tensor& u, const Grid& grid, const Tensor& le
   const Tensor gated = depthwise_glu(wide, depth_conv.conv.weight, depth_conv.conv.bias);
   const Tensor r = point_conv.conv(gated).reshape({B, T, S, -1});
   if (tail) *tail = r.detach().select(1, T - 1).clone();
-  return r + temporal_conv3(r, t_conv.weight, left);
+  return temporal_conv3(r, t_conv.weight, left, /*residual=*/true);
 }
 
 }  // namespace rivulet

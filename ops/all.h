@@ -30,7 +30,7 @@
   X(pow_scalar) X(clamp) X(sigmoid) X(silu) X(relu) X(gelu_tanh) X(softplus) X(tanh)       \
   X(sin) X(cos)                                                                            \
   X(sum) X(mean) X(max) X(softmax) X(logsumexp)                                            \
-  X(matmul) X(linear) X(linear_silu)                                                       \
+  X(matmul) X(linear) X(linear_silu) X(linear_add)                                         \
   X(rms_norm) X(layer_norm)                                                                \
   X(modulate) X(layer_norm_modulate) X(gate_residual)                                      \
   X(embedding)                                                                             \

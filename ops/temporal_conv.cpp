@@ -46,7 +46,7 @@ void for_each_tile(int64_t frames, int64_t s, F&& f) {
 
 }  // namespace
 
-void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, Tensor& y) {
+void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, bool residual, Tensor& y) {
   dispatch_real(r.dtype(), "temporal_conv3", [&]<class T>() {
     const int64_t frames = r.dim(1), s = r.dim(2), c = r.dim(3), co = taps.dim(1);
     // Each tap is one product over all the frames that have the neighbour it reads.
@@ -63,6 +63,7 @@ void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, Ten
       add_tap(2, x + s * c, frames - 1, T(1), out);
     }
   });
+  if (residual) y.add_in_place(r);
 }
 
 void temporal_conv3_backward(const Tensor& dy, const Tensor& r, const Tensor& taps, const Tensor& left,
@@ -98,38 +99,42 @@ void temporal_conv3_backward(const Tensor& dy, const Tensor& r, const Tensor& ta
 
 }  // namespace cpu
 
-Tensor temporal_conv3(const Tensor& r, const Tensor& w, const Tensor& left_context) {
+Tensor temporal_conv3(const Tensor& r, const Tensor& w, const Tensor& left_context, bool residual) {
   check(r.dims() == 4 && r.numel() > 0, "temporal_conv3: r has shape ", r.shape(), ", wanted [B, T, S, C]");
   const int64_t c = r.dim(3);
   check(w.dims() == 4 && w.shape() == Shape{w.dim(0), c, 3, 1}, "temporal_conv3: w has shape ", w.shape(),
         ", r ", r.shape());
   check(!left_context || left_context.shape() == Shape{r.dim(0), r.dim(2), c},
         "temporal_conv3: left_context has shape ", left_context.shape(), ", r ", r.shape());
+  check(!residual || w.dim(0) == c, "temporal_conv3: a residual of r ", r.shape(), " with w ", w.shape());
   if (needs_f32({r, w, left_context}))
     return through_f32({r, w, left_context},
-                       [](const Tensors& t) { return temporal_conv3(t[0], t[1], t[2]); });
+                       [=](const Tensors& t) { return temporal_conv3(t[0], t[1], t[2], residual); });
   check_same_type("temporal_conv3", {r, w, left_context});
 
   const Tensor in = r.contiguous(), left = left_context ? left_context.contiguous() : left_context;
   const Tensor taps = w.select(3, 0).permute({2, 0, 1}).contiguous();
   Tensor y({r.dim(0), r.dim(1), r.dim(2), w.dim(0)}, r.dtype(), r.device());
-  ON_DEVICE(r, temporal_conv3(in, taps, left, y));
+  ON_DEVICE(r, temporal_conv3(in, taps, left, residual, y));
   Tensors inputs = {in, taps};
   if (left) inputs.push_back(left);
-  return record("temporal_conv3", y, inputs,
-                [r = in.detach(), taps = taps.detach(), left = left.detach()](const Tensor& dy) -> Tensors {
-                  Tensor dr = empty_like(r), dtaps = empty_like(taps), dleft = left ? empty_like(left) : left;
-                  const Tensor g = dy.contiguous();
-                  ON_DEVICE(r, temporal_conv3_backward(g, r, taps, left, dr, dtaps, dleft));
-                  return left ? Tensors{dr, dtaps, dleft} : Tensors{dr, dtaps};
-                });
+  return record(
+      "temporal_conv3", y, inputs,
+      [r = in.detach(), taps = taps.detach(), left = left.detach(), residual](const Tensor& dy) -> Tensors {
+        Tensor dr = empty_like(r), dtaps = empty_like(taps), dleft = left ? empty_like(left) : left;
+        const Tensor g = dy.contiguous();
+        ON_DEVICE(r, temporal_conv3_backward(g, r, taps, left, dr, dtaps, dleft));
+        if (residual) dr.add_in_place(g);
+        return left ? Tensors{dr, dtaps, dleft} : Tensors{dr, dtaps};
+      });
 }
 
 const OpCase& temporal_conv3_case() {
   static const OpCase kCase = {
       .name = "temporal_conv3",
       .run = [](const Tensors& in) -> Tensors {
-        return {temporal_conv3(in[0], in[1], in.size() > 2 ? in[2] : Tensor())};
+        const Tensor left = in.size() > 2 ? in[2] : Tensor();
+        return {temporal_conv3(in[0], in[1], left, in[0].dim(3) == in[1].dim(0))};
       },
       .check = {{{2, 3, 3, 5}, {7, 5, 3, 1}, {2, 3, 5}},
                 {{1, 1, 1, 1}, {1, 1, 3, 1}, {1, 1, 1}},

@@ -13,11 +13,13 @@
 namespace rivulet {
 
 // r [B, T, S, C], w [Co, C, 3, 1] (the released layout) -> [B, T, S, Co]. left_context [B, S, C] is the last
-// frame of the chunk before; undefined = zeros. The residual of the feed-forward layer is not added here.
-Tensor temporal_conv3(const Tensor& r, const Tensor& w, const Tensor& left_context = {});
+// frame of the chunk before; undefined = zeros. With `residual`, r is added to y (Co = C).
+Tensor temporal_conv3(const Tensor& r, const Tensor& w, const Tensor& left_context = {},
+                      bool residual = false);
 
 // taps [3, Co, C]. An undefined left stands for zeros; then dleft is undefined and left alone.
-KERNELS(void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, Tensor& y);
+KERNELS(void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, bool residual,
+                            Tensor& y);
         void temporal_conv3_backward(const Tensor& dy, const Tensor& r, const Tensor& taps,
                                      const Tensor& left, Tensor& dr, Tensor& dtaps, Tensor& dleft);)
 
