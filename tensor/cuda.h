@@ -10,8 +10,12 @@ namespace rivulet {
 namespace cuda {
 bool available();
 std::string device_name();
+std::string driver_version();  // "13.0": of CUDA, that the driver offers
 void synchronize();
 MemoryUse memory();
+int64_t bytes_in_use();
+// Gives memory that no tensor holds back to the driver, and lets the peak of memory() start anew.
+void trim();
 }  // namespace cuda
 
 // True when this build has CUDA kernels and the machine has a GPU that they can run on.
@@ -30,6 +34,12 @@ inline void synchronize(Device device) {
 inline MemoryUse cuda_memory() {
   if constexpr (kHasCuda) return cuda::memory();
   return {};
+}
+
+// Bytes of the GPU that are taken, by whomever and for whatever: contexts, code and pools included.
+inline int64_t cuda_bytes_in_use() {
+  if constexpr (kHasCuda) return cuda::bytes_in_use();
+  return 0;
 }
 
 }  // namespace rivulet
