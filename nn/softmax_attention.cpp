@@ -6,7 +6,6 @@
 #include "ops/elementwise.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
-#include "ops/shape.h"
 
 namespace rivulet {
 
@@ -38,9 +37,7 @@ Tensor SoftmaxAttention::operator()(const Tensor& u, const Rope& rope_table,
   }
   keys.push_back(own.k);
   values.push_back(own.v);
-  const bool alone = window.empty();
-  const Tensor out = attention(queries, alone ? own.k : cat(keys, 1), alone ? own.v : cat(values, 1),
-                               1 / std::sqrt(double(D)));
+  const Tensor out = attention(queries, keys, values, 1 / std::sqrt(double(D)));
   if (current) *current = {own.k.detach(), own.v.detach()};
   return proj(out.reshape(u.shape()) * silu(output_gate(u)));
 }

@@ -36,7 +36,7 @@
   X(embedding)                                                                             \
   X(mse_loss) X(masked_mse) X(l1_loss) X(charbonnier)                                      \
   X(cat) X(stack) X(pad) X(split)                                                          \
-  X(attention)                                                                             \
+  X(attention) X(attention_segments) X(attention_masked)                                   \
   X(rope)                                                                                  \
   X(gdn)                                                                                   \
   X(glu_silu)                                                                              \

@@ -8,6 +8,7 @@
 #include "ops/gemm.h"
 #include "ops/half.h"
 #include "ops/rows.h"
+#include "ops/shape.h"
 #include "tensor/parallel.h"
 
 namespace rivulet {
@@ -214,24 +215,85 @@ void attention_backward(const Tensor& dout, const Tensor& q, const Tensor& k, co
 
 }  // namespace cpu
 
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, const Tensor& key_mask) {
-  check(q.dims() == 4 && k.dims() == 4, "attention: q has shape ", q.shape(), ", k ", k.shape(),
-        ", wanted [B, N, H, D] and [B, M, H, D]");
-  check(k.shape() == v.shape(), "attention: k has shape ", k.shape(), ", v ", v.shape());
-  check(q.dim(0) == k.dim(0) && q.dim(2) == k.dim(2) && q.dim(3) == k.dim(3), "attention: q has shape ",
-        q.shape(), ", k ", k.shape());
-  check(k.numel() > 0, "attention: k has shape ", k.shape(), ", wanted at least one key");
-  check_same_type("attention", {q, k, v});
-  check(!key_mask || key_mask.shape() == Shape{k.dim(0), k.dim(1)}, "attention: key_mask has shape ",
-        key_mask.shape(), ", k ", k.shape());
+namespace {
+
+void check_inputs(const Tensor& q, const Tensors& ks, const Tensors& vs, const Tensor& key_mask) {
+  check(!ks.empty() && ks.size() == vs.size(), "attention: got ", ks.size(), " tensors of keys and ",
+        vs.size(), " of values");
+  int64_t keys = 0;
+  Tensors all{q};
+  for (size_t i = 0; i < ks.size(); ++i) {
+    const Tensor &k = ks[i], &v = vs[i];
+    check(q.dims() == 4 && k.dims() == 4, "attention: q has shape ", q.shape(), ", k ", k.shape(),
+          ", wanted [B, N, H, D] and [B, M, H, D]");
+    check(k.shape() == v.shape(), "attention: k has shape ", k.shape(), ", v ", v.shape());
+    check(q.dim(0) == k.dim(0) && q.dim(2) == k.dim(2) && q.dim(3) == k.dim(3), "attention: q has shape ",
+          q.shape(), ", k ", k.shape());
+    check(k.numel() > 0, "attention: k has shape ", k.shape(), ", wanted at least one key");
+    keys += k.dim(1);
+    all.insert(all.end(), {k, v});
+  }
+  check_same_type("attention", all);
+  check(!key_mask || key_mask.shape() == Shape{q.dim(0), keys}, "attention: key_mask has shape ",
+        key_mask.shape(), " for ", keys, " keys and q ", q.shape());
   check(!key_mask || key_mask.dtype() == DType::u8, "attention: key_mask is ", key_mask.dtype(),
         ", wanted u8");
-  if (needs_f32({q, k, v}))
-    return through_f32({q, k, v},
-                       [&](const Tensors& t) { return attention(t[0], t[1], t[2], scale, key_mask); });
+}
 
-  const Tensor qd = dense_rows(q), kd = dense_rows(k), vd = dense_rows(v);
+// True when the bf16 kernels take this work.
+bool on_tensor_cores(const Tensor& q, size_t segments, double scale) {
+  return q.device() == Device::cuda && q.dtype() == DType::bf16 && q.dim(3) <= 128 && scale > 0 &&
+         segments <= cuda::kMaxAttentionSegments;
+}
+
+Tensors map(const Tensors& xs, Tensor (*f)(const Tensor&)) {
+  Tensors ys;
+  for (const Tensor& x : xs) ys.push_back(f(x));
+  return ys;
+}
+
+// Keys and values read where they are; q, k and v are alone in being differentiated.
+Tensor segment_attention(const Tensor& q_in, const Tensors& ks_in, const Tensors& vs_in, double scale,
+                         const Tensor& mask) {
+  const Tensor q = dense_rows(q_in), out = Tensor(q.shape(), q.dtype(), q.device());
+  const Tensors ks = map(ks_in, dense_rows), vs = map(vs_in, dense_rows);
+  const Tensor lse({q.dim(0), q.dim(2), q.dim(1)}, DType::f32, q.device());
+  if constexpr (kHasCuda) cuda::attention_bf16(q, ks, vs, scale, mask, out, lse);
+  Tensors inputs{q};
+  inputs.insert(inputs.end(), ks.begin(), ks.end());
+  inputs.insert(inputs.end(), vs.begin(), vs.end());
+  const auto off_tape = [](const Tensor& x) { return x.detach(); };
+  return record("attention", out, inputs,
+                [=, q = q.detach(), ks = map(ks, off_tape), vs = map(vs, off_tape)](const Tensor& dout) {
+                  const Tensor dq = empty_like(q);
+                  const Tensors dks = map(ks, empty_like), dvs = map(vs, empty_like);
+                  if constexpr (kHasCuda)
+                    cuda::attention_bf16_backward(dout.contiguous(), q, ks, vs, scale, mask, out, lse, dq,
+                                                  dks, dvs);
+                  Tensors gradients{dq};
+                  gradients.insert(gradients.end(), dks.begin(), dks.end());
+                  gradients.insert(gradients.end(), dvs.begin(), dvs.end());
+                  return gradients;
+                });
+}
+
+}  // namespace
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, const Tensor& key_mask) {
+  return attention(q, Tensors{k}, Tensors{v}, scale, key_mask);
+}
+
+Tensor attention(const Tensor& q, const Tensors& ks, const Tensors& vs, double scale,
+                 const Tensor& key_mask) {
+  check_inputs(q, ks, vs, key_mask);
   const Tensor mask = key_mask ? key_mask.contiguous() : key_mask;
+  if (on_tensor_cores(q, ks.size(), scale)) return segment_attention(q, ks, vs, scale, mask);
+  if (ks.size() > 1) return attention(q, cat(ks, 1), cat(vs, 1), scale, mask);
+  if (any_half({q}))
+    return through_f32({q, ks[0], vs[0]},
+                       [&](const Tensors& t) { return attention(t[0], t[1], t[2], scale, mask); });
+
+  const Tensor qd = dense_rows(q), kd = dense_rows(ks[0]), vd = dense_rows(vs[0]);
   Tensor out(q.shape(), q.dtype(), q.device());
   Tensor lse({q.dim(0), q.dim(2), q.dim(1)}, q.dtype(), q.device());
   ON_DEVICE(q, attention(qd, kd, vd, scale, mask, out, lse));
@@ -244,29 +306,86 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
                 });
 }
 
+namespace {
+
+double keys_of(const Shapes& s, size_t step) {
+  double keys = 0;
+  for (size_t i = 1; i < s.size(); i += step) keys += double(s[i][1]);
+  return keys;
+}
+// Shapes of queries and of keys and values in segments.
+Shapes segments(int64_t queries, std::initializer_list<int64_t> keys, int64_t heads, int64_t d) {
+  Shapes shapes{{1, queries, heads, d}};
+  for (const int64_t m : keys) shapes.insert(shapes.end(), 2, {1, m, heads, d});
+  return shapes;
+}
+double scale_for(const Tensor& q) { return 1 / std::sqrt(double(q.dim(3))); }
+double attention_bytes(const Shapes& s) { return bytes_of(s) + bytes_of({s[0]}); }
+
+// The weights of the last batch entry are all masked; others have random gaps before the padding, which is
+// the last four fifths of long rows of keys, as of a text.
+Tensor fill_mask(const Shape& shape, Rng& rng) {
+  Tensor mask(shape, DType::u8);
+  const int64_t keys = shape[1], real = keys > 64 ? keys / 5 : keys;
+  for (int64_t j = 0; j < mask.numel(); ++j)
+    mask.data<uint8_t>()[j] =
+        (shape[0] == 1 || j / keys + 1 < shape[0]) && j % keys < real && rng.uniform() < 0.7;
+  return mask;
+}
+
+}  // namespace
+
 const OpCase& attention_case() {
   static const OpCase kCase = {
       .name = "attention",
-      .run = [](const Tensors& in) -> Tensors {
-        return {attention(in[0], in[1], in[2], 1 / std::sqrt(double(in[0].dim(3))),
-                          in.size() > 3 ? in[3] : Tensor())};
-      },
+      .run = [](const Tensors& in) -> Tensors { return {attention(in[0], in[1], in[2], scale_for(in[0]))}; },
       .check = {{{2, 5, 3, 7}, {2, 9, 3, 7}, {2, 9, 3, 7}},
                 {{1, 1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1}},
-                {{2, 3, 2, 4}, {2, 6, 2, 4}, {2, 6, 2, 4}, {2, 6}},
-                {{1, 19, 1, 3}, {1, 1, 1, 3}, {1, 1, 1, 3}}},
+                {{1, 19, 1, 3}, {1, 1, 1, 3}, {1, 1, 1, 3}},
+                {{1, 1, 2, 8}, {1, 181, 2, 8}, {1, 181, 2, 8}}},
       .bench = {{{1, 1728, 4, 32}, {1, 5184, 4, 32}, {1, 5184, 4, 32}},
-                {{1, 2640, 4, 112}, {1, 9680, 4, 112}, {1, 9680, 4, 112}}},
-      .bytes = [](const Shapes& s) { return bytes_of(s) + bytes_of({s[0]}); },
-      .flops = [](const Shapes& s) { return 4.0 * s[0].numel() * s[1][1]; },
-      .fill =
-          [](const Shape& shape, int i, Rng& rng, DType dtype) {
-            if (i < 3) return randn(shape, rng, dtype);
-            Tensor mask(shape, DType::u8);  // the last batch entry may attend to nothing
-            for (int64_t j = 0; j < mask.numel(); ++j)
-              mask.data<uint8_t>()[j] = j / shape[1] + 1 < shape[0] && rng.uniform() < 0.7;
-            return mask;
-          },
+                {{1, 2640, 4, 112}, {1, 9680, 4, 112}, {1, 9680, 4, 112}},
+                {{1, 9680, 2, 112}, {1, 9680, 2, 112}, {1, 9680, 2, 112}}},
+      .bytes = attention_bytes,
+      .flops = [](const Shapes& s) { return 4.0 * double(s[0].numel()) * double(s[1][1]); },
+  };
+  return kCase;
+}
+
+const OpCase& attention_segments_case() {
+  static const OpCase kCase = {
+      .name = "attention_segments",
+      .run = [](const Tensors& in) -> Tensors {
+        Tensors ks, vs;
+        for (size_t i = 1; i < in.size(); i += 2) {
+          ks.push_back(in[i]);
+          vs.push_back(in[i + 1]);
+        }
+        return {attention(in[0], ks, vs, scale_for(in[0]))};
+      },
+      .check =
+          {{{2, 5, 2, 8}, {2, 7, 2, 8}, {2, 7, 2, 8}, {2, 1, 2, 8}, {2, 1, 2, 8}, {2, 4, 2, 8}, {2, 4, 2, 8}},
+           {{1, 3, 1, 5}, {1, 2, 1, 5}, {1, 2, 1, 5}, {1, 6, 1, 5}, {1, 6, 1, 5}}},
+      .bench = {segments(2640, {2640, 2640, 2640}, 20, 112), segments(2640, {4400, 2640, 2640}, 20, 112)},
+      .bytes = attention_bytes,
+      .flops = [](const Shapes& s) { return 4.0 * double(s[0].numel()) * keys_of(s, 2); },
+  };
+  return kCase;
+}
+
+const OpCase& attention_masked_case() {
+  static const OpCase kCase = {
+      .name = "attention_masked",
+      .run = [](const Tensors& in) -> Tensors {
+        return {attention(in[0], in[1], in[2], scale_for(in[0]), in[3])};
+      },
+      .check = {{{2, 3, 2, 4}, {2, 6, 2, 4}, {2, 6, 2, 4}, {2, 6}},
+                {{3, 2, 1, 8}, {3, 70, 1, 8}, {3, 70, 1, 8}, {3, 70}}},
+      .bench = {{{1, 2640, 20, 112}, {1, 300, 20, 112}, {1, 300, 20, 112}, {1, 300}}},
+      .bytes = attention_bytes,
+      .flops = [](const Shapes& s) { return 4.0 * double(s[0].numel()) * double(s[1][1]); },
+      .fill = [](const Shape& shape, int i, Rng& rng,
+                 DType dtype) { return i < 3 ? randn(shape, rng, dtype) : fill_mask(shape, rng); },
   };
   return kCase;
 }

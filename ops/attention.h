@@ -18,6 +18,11 @@ namespace rivulet {
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
                  const Tensor& key_mask = {});
 
+// The same over keys and values that lie in several tensors [B, M_i, H, D], as if they were joined along dim
+// 1; key_mask covers all of them. bf16 on CUDA reads them where they are.
+Tensor attention(const Tensor& q, const Tensors& k, const Tensors& v, double scale,
+                 const Tensor& key_mask = {});
+
 // lse [B, H, N]: log2 of the sum of 2^(scale log2(e) q.k); +inf where nothing may be attended to.
 KERNELS(void attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
                        const Tensor& key_mask, Tensor& out, Tensor& lse);
@@ -25,6 +30,19 @@ KERNELS(void attention(const Tensor& q, const Tensor& k, const Tensor& v, double
                                 double scale, const Tensor& key_mask, const Tensor& out, const Tensor& lse,
                                 Tensor& dq, Tensor& dk, Tensor& dv);)
 
+namespace cuda {
+// bf16 on tensor cores: D at most 128, scale > 0, at most kMaxAttentionSegments segments. Sums and lse are
+// f32; the weights are rounded to bf16 before they meet the values.
+inline constexpr int kMaxAttentionSegments = 6;
+void attention_bf16(const Tensor& q, const Tensors& k, const Tensors& v, double scale, const Tensor& key_mask,
+                    const Tensor& out, const Tensor& lse);
+void attention_bf16_backward(const Tensor& dout, const Tensor& q, const Tensors& k, const Tensors& v,
+                             double scale, const Tensor& key_mask, const Tensor& out, const Tensor& lse,
+                             const Tensor& dq, const Tensors& dk, const Tensors& dv);
+}  // namespace cuda
+
 const OpCase& attention_case();
+const OpCase& attention_segments_case();
+const OpCase& attention_masked_case();
 
 }  // namespace rivulet

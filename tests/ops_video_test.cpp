@@ -85,6 +85,27 @@ TEST_CASE("attention: masked keys have no weight, a fully masked row is zero and
   for (double x : r[2].slice(0, 0, 1).slice(1, 4, 9).to_vector()) CHECK(x == 0);
 }
 
+TEST_CASE("attention: keys and values in several tensors count as joined ones, and each gets its gradient") {
+  Rng rng{5};
+  const Tensors in = {randn({2, 5, 2, 4}, rng), randn({2, 9, 2, 4}, rng), randn({2, 9, 2, 4}, rng)};
+  const auto parts = [](const Tensor& x) -> Tensors {
+    return {x.slice(1, 0, 4), x.slice(1, 4, 5), x.slice(1, 5, 9)};
+  };
+  Tensor mask = ones({2, 9}, DType::u8);
+  mask.slice(0, 1, 2).slice(1, 3, 6).fill(0);
+  for (const Tensor& m : {Tensor(), mask}) {
+    const Tensors joined = with_gradients(
+        in, [&](const Tensors& x) -> Tensors { return {attention(x[0], x[1], x[2], 0.5, m)}; });
+    const Tensors cut = with_gradients(
+        in, [&](const Tensors& x) -> Tensors { return {attention(x[0], parts(x[1]), parts(x[2]), 0.5, m)}; });
+    for (size_t i = 0; i < joined.size(); ++i) CHECK(distance(cut[i], joined[i]) < 1e-6);
+  }
+  CHECK_THROWS_WITH_AS(attention(in[0], parts(in[1]), {in[2]}, 0.5),
+                       "attention: got 3 tensors of keys and 1 of values", Error);
+  CHECK_THROWS_WITH_AS(attention(in[0], parts(in[1]), parts(in[2]), 0.5, ones({2, 4}, DType::u8)),
+                       "attention: key_mask has shape [2, 4] for 9 keys and q [2, 5, 2, 4]", Error);
+}
+
 TEST_CASE("attention: gradients summed over several chunks of keys equal the softmax rule") {
   Rng rng{4};
   const int64_t n = 66, m = 2100, d = 3;
