@@ -255,11 +255,11 @@ Json table(const Bench& b, const std::map<std::string, double>& pieces, int64_t 
 // A stream whose first chunk has `first` frames: its times, pieces and memory.
 Json measure(const Bench& b, int64_t first, int64_t chunks) {
   const int64_t T = b.model.dit.config().chunk_frames, S = b.height * b.width;
-  constexpr int64_t kWarmUp = 3;  // chunks: the window fills, the graphs are made
+  constexpr int64_t kWarmUp = 4;  // chunks: the window fills, the graphs are made
   const int64_t keys = (first + 2 * T) * S;
   std::printf("\nstream with a first chunk of %lld frames, %lld keys once the window is full\n",
               static_cast<long long>(first), static_cast<long long>(keys));
-  cuda::trim();
+  cuda_trim();
   Run run(b, first);
   Times times;
   run.chunk(nullptr);  // chooses the algorithms of the products of these shapes
@@ -323,23 +323,22 @@ Json gemm_rows(const GemmChoices& choices) {
   return rows;
 }
 
-int bench(const BenchDitOptions& o, GemmChoices& choices) {
+// The machine, as the report names it.
+struct Gpu {
+  std::string name, driver;
+  int64_t cublaslt;
+};
+
+int bench(const BenchDitOptions& o, const Gpu& gpu, GemmChoices& choices) {
   const FrameSize size = parse_size(o.size);
   check(size.width % kPixelsPerLatent == 0 && size.height % kPixelsPerLatent == 0, "bench-dit: the size ",
         o.size, " is not made of multiples of ", kPixelsPerLatent);
-  const std::string gpu = cuda::device_name();
-  std::printf("%s, driver for CUDA %s, cuBLASLt %lld\n", gpu.c_str(), cuda::driver_version().c_str(),
-              static_cast<long long>(cuda::cublaslt_version()));
+  std::printf("%s, driver for CUDA %s, cuBLASLt %lld\n", gpu.name.c_str(), gpu.driver.c_str(),
+              static_cast<long long>(gpu.cublaslt));
   if (!choices.ignored().empty()) std::printf("%s\n", choices.ignored().c_str());
-  Json report = {{"what", "rivulet bench-dit"},
-                 {"commit", RIVULET_COMMIT},
-                 {"gpu", gpu},
-                 {"cuda_driver", cuda::driver_version()},
-                 {"cublaslt", cuda::cublaslt_version()},
-                 {"model", o.model},
-                 {"weights", "random"},
-                 {"dtype", "bf16"},
-                 {"size", o.size},
+  Json report = {{"what", "rivulet bench-dit"}, {"commit", RIVULET_COMMIT}, {"gpu", gpu.name},
+                 {"cuda_driver", gpu.driver},   {"cublaslt", gpu.cublaslt}, {"model", o.model},
+                 {"weights", "random"},         {"dtype", "bf16"},          {"size", o.size},
                  {"text_tokens", o.text_tokens}};
   report["check"] = check_outputs();
   if (!report["check"]["passed"].get<bool>()) {
@@ -351,11 +350,11 @@ int bench(const BenchDitOptions& o, GemmChoices& choices) {
   std::printf("ceilings: copy %.0f GB/s, GEMM %.0f TFLOP/s\n", ceilings.copy_gb_s, ceilings.gemm_tflop_s);
   report["copy_gb_s"] = ceilings.copy_gb_s;
   report["gemm_tflop_s"] = ceilings.gemm_tflop_s;
-  cuda::trim();
+  cuda_trim();
   Rng rng{1};
   FusedDit model(DitConfig{}, DType::bf16, Device::cuda);
   model.fill_random(rng);
-  cuda::trim();
+  cuda_trim();
   const int64_t weights = count_elements(named_tensors(model.dit)) * size_of(DType::bf16);
   std::printf("weights: %.3f GB\n", double(weights) * 1e-9);
   report["weight_bytes"] = weights;
@@ -375,13 +374,12 @@ int run_bench_dit(const BenchDitOptions& options) {
         "' is not sana-streaming-2b");
   check(cuda_available(), "bench-dit: needs a GPU and a build with CUDA kernels for it");
   if constexpr (kHasCuda) {
-    const std::string gpu = cuda::device_name();
-    const int64_t version = cuda::cublaslt_version();
-    GemmChoices choices(
-        options.gemm_cache.empty() ? GemmChoices::default_path(gpu, version) : options.gemm_cache, gpu,
-        version);
+    const Gpu gpu{cuda::device_name(), cuda::driver_version(), cuda::cublaslt_version()};
+    const std::string& cache = options.gemm_cache;
+    GemmChoices choices(cache.empty() ? GemmChoices::default_path(gpu.name, gpu.cublaslt) : cache, gpu.name,
+                        gpu.cublaslt);
     const GemmScope use(choices);
-    const int code = bench(options, choices);
+    const int code = bench(options, gpu, choices);
     choices.save();
     return code;
   }

@@ -11,6 +11,7 @@
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/gdn.h"
+#include "ops/gdn_decay.h"
 #include "ops/gdn_fused.h"
 #include "ops/glu.h"
 #include "ops/image.h"
@@ -39,7 +40,7 @@
   X(cat) X(stack) X(pad) X(split)                                                          \
   X(attention) X(attention_segments) X(attention_masked)                                   \
   X(rope)                                                                                  \
-  X(gdn) X(gdn_fused)                                                                      \
+  X(gdn_decay) X(gdn) X(gdn_fused)                                                                      \
   X(glu_silu)                                                                              \
   X(conv2d) X(conv3d)                                                                      \
   X(depthwise_conv3x3) X(depthwise_glu)                                                    \

@@ -42,4 +42,8 @@ inline int64_t cuda_bytes_in_use() {
   return 0;
 }
 
+inline void cuda_trim() {
+  if constexpr (kHasCuda) cuda::trim();
+}
+
 }  // namespace rivulet

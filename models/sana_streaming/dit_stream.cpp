@@ -5,7 +5,8 @@
 
 #include "models/sana_streaming/stream_ops.h"
 #include "ops/elementwise.h"
-#include "ops/reduce.h"
+#include "ops/gdn_decay.h"
+#include "ops/gdn_fused.h"
 #include "ops/rope.h"
 
 namespace rivulet {
@@ -68,11 +69,8 @@ DitStream::DitStream(const FusedDit& model, const Options& o)
       if (config().sink) slot(o.first_frames);
       for (int64_t r = 0; r < ring; ++r)
         slot(config().sink ? config().chunk_frames : std::max(o.first_frames, config().chunk_frames));
-      decay_rate_.emplace_back(), decay_shift_.emplace_back();
     } else {
       m.gdn = {zeros({1, nH, D, D}, DType::f32, device), zeros({1, nH, D}, DType::f32, device)};
-      decay_rate_.push_back(neg(exp(block.gdn.A_log.detach().to(DType::f32))));
-      decay_shift_.push_back(block.gdn.dt_bias.detach().to(DType::f32));
     }
     memory_.push_back(m);
   }
@@ -263,9 +261,7 @@ Tensor DitStream::delta_net(const Block& block, const FusedBlock& fused, BlockMe
   const Tensor p = linear(u, fused.qkvg, fused.qkvg_bias);
   mark("q|k|v|gate");
   const Tensor rates = linear(u, fused.rates, fused.rates_bias);
-  const size_t index = size_t(&block - model_.dit.blocks.data());
-  const Tensor step = mean(rates.slice(3, nH, 2 * nH), {2}).to(DType::f32) + decay_shift_[index];
-  const Tensor decay = exp(softplus(step) * decay_rate_[index]);  // [1, T, nH]
+  const Tensor decay = gdn_decay(rates.slice(3, nH, 2 * nH), gdn.dt_bias, gdn.A_log);
   mark("write and decay rates");
   const auto part = [&](int64_t i) { return p.slice(3, i * C, (i + 1) * C); };
   const GdnResult result =

@@ -88,10 +88,9 @@ class DitStream {
   int64_t chunk_ = 0, frames_ = 0, open_ = 0;
   TextContext text_;
   std::vector<BlockMemory> memory_;
-  Tensor x_, source_, out_;                       // [N, c], [N, C], [N, c]
-  Tensor cos_, sin_, cos_space_, sin_space_;      // [N, D/2] and [S, D/2], f32
-  Tensor modulation_, step_table_;                // [depth * 6 + 2, C] and [steps + 1, ...]
-  std::vector<Tensor> decay_rate_, decay_shift_;  // per delta-net block, f32 [nH]
+  Tensor x_, source_, out_;                   // [N, c], [N, C], [N, c]
+  Tensor cos_, sin_, cos_space_, sin_space_;  // [N, D/2] and [S, D/2], f32
+  Tensor modulation_, step_table_;            // [depth * 6 + 2, C] and [steps + 1, ...]
   mutable Arena arena_;
   Hook hook_;
   std::map<std::vector<int64_t>, CudaGraph> graphs_;
