@@ -65,8 +65,10 @@ struct BenchDitOptions {
 int run_bench_dit(const BenchDitOptions& options);
 
 struct SelftestOptions {
-  std::string golden;
+  std::string golden;  // empty: no golden files
   std::string device = "cpu";
+  std::string filter;          // only ops whose name contains it
+  bool no_production = false;  // leave out the shapes of the benchmark
 };
 int run_selftest(const SelftestOptions& options);
 

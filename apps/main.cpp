@@ -82,8 +82,10 @@ Run add_inspect(CLI::App& app) {
 
 Run add_selftest(CLI::App& app) {
   auto o = std::make_shared<SelftestOptions>();
-  app.add_option("--golden", o->golden, "The folder of golden files")->required();
+  app.add_option("--golden", o->golden, "A folder of golden files of the reference");
   app.add_option("--device", o->device, "cpu or cuda");
+  app.add_option("--filter", o->filter, "Only ops whose name contains this");
+  app.add_flag("--no-production", o->no_production, "Leave out the large shapes, as on the CPU");
   return [o] { return run_selftest(*o); };
 }
 
@@ -162,7 +164,7 @@ constexpr Command kCommands[] = {
     {"data", "Gather footage for training, and look at the samples made of it", add_data},
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
     {"bench-dit", "Time the streaming transformer on the GPU", add_bench_dit},
-    {"selftest", "Compare the models with golden files of the reference", add_selftest},
+    {"selftest", "Check every op against f64, and the models against golden files", add_selftest},
 };
 
 int run(int argc, char** argv) {

@@ -195,7 +195,7 @@ TrainingStep::TrainingStep()
     targets.push_back(model_.codec().encode(picture(frames, 96, 128, b + 1)));
     levels_.push_back(0.875 - 0.125 * double(b));
   }
-  source_ = cat(sources, 0).contiguous();
+  source_ = model_.source(cat(sources, 0).contiguous());
   target_ = cat(targets, 0).contiguous();
   Rng rng{7};
   noise_ = randn(target_.shape(), rng);
@@ -216,7 +216,8 @@ double TrainingStep::run() {
 void TrainingStep::save(const std::string& path) {
   const EditModelConfig& c = model_.config();
   TensorMap tensors{
-      {"source", source_},
+      {"source", source_.latents},
+      {"basis", source_.basis},
       {"target", target_},
       {"noise", noise_},
       {"sigma", Tensor::of(levels_, {kBatch})},

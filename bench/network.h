@@ -59,7 +59,8 @@ class TrainingStep {
   EditModel model_;
   NamedTensors params_;
   AdamW optimizer_;
-  Tensor source_, target_, noise_;
+  SourceLatents source_;
+  Tensor target_, noise_;
   std::vector<std::string> texts_;
   std::vector<double> levels_;
 };

@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include "models/colour_basis.h"
 #include "ops/elementwise.h"
 #include "ops/shape.h"
 
@@ -11,18 +12,23 @@ namespace {
 // Below this level the residual form divides by the floor instead: nothing is left to predict there.
 constexpr double kLowestLevel = 1e-3;
 
-// x0 of the colour_residual form; source and u [B, 3F, T, H, W], channels 3 * frequency + colour.
-Tensor colour_residual(const Tensor& source, const Tensor& u) {
-  const int64_t B = source.dim(0), C = source.dim(1), T = source.dim(2), H = source.dim(3), W = source.dim(4);
-  const Tensor mix = u.slice(1, C - 9, C).reshape({B, 1, 3, 3, T * H * W});
-  const Tensor colours = source.reshape({B, C / 3, 3, T * H * W});
-  const Tensor residual = pad(u.slice(1, 0, C - 9), 1, 0, 9);
+constexpr int64_t kMixed = 3 * (3 + kColourFunctions);  // channels of u that hold the matrix
+
+// x0 of the colour_residual form; source and u [B, 3F, T, H, W], channels 3 * frequency + colour. The last
+// nine channels weigh the source's own colours (by result, then by operand), those before the functions of
+// them.
+Tensor colour_residual(const SourceLatents& source, const Tensor& u) {
+  const Tensor& z = source.latents;
+  const int64_t B = z.dim(0), C = z.dim(1), T = z.dim(2), H = z.dim(3), W = z.dim(4), N = T * H * W;
+  const Tensor linear = u.slice(1, C - 9, C).reshape({B, 1, 3, 3, N});
+  const Tensor functions = u.slice(1, C - kMixed, C - 9).reshape({B, 1, kColourFunctions, 3, N});
   Tensor mixed;
-  for (int64_t c = 0; c < 3; ++c) {
-    const Tensor part = colours.slice(2, c, c + 1) * mix.select(3, c);
-    mixed = c == 0 ? part : mixed + part;
+  for (int64_t k = 0; k < 3 + kColourFunctions; ++k) {
+    const Tensor weight = k < 3 ? linear.select(3, k) : functions.select(2, k - 3);
+    const Tensor part = source.basis.slice(2, k, k + 1) * weight;
+    mixed = k == 0 ? part : mixed + part;
   }
-  return source + residual + mixed.reshape({B, C, T, H, W});
+  return z + pad(u.slice(1, 0, C - kMixed), 1, 0, kMixed) + mixed.reshape({B, C, T, H, W});
 }
 
 }  // namespace
@@ -41,8 +47,8 @@ EditModelConfig read_edit_model_config(Fields f) {
   f.done();
   check(c.dit.latent_channels == 3 * c.patch * c.patch, f.where("patch"), ": ", c.patch, " makes ",
         3 * c.patch * c.patch, " latent channels, dit.latent_channels is ", c.dit.latent_channels);
-  check(c.prediction != "colour_residual" || c.patch >= 2, f.where("patch"),
-        ": colour_residual needs patches of 2 or more");
+  check(c.prediction != "colour_residual" || c.dit.latent_channels > kMixed, f.where("patch"),
+        ": colour_residual needs patches of 4 or more, got ", c.patch);
   return c;
 }
 
@@ -103,11 +109,16 @@ Prompt EditModel::prompt(const std::string& instruction) const {
   return {instruction, encode({instruction})};
 }
 
-Tensor EditModel::velocity(const Tensor& x, const Tensor& source, const Tensor& sigma, const Tensor& t,
+SourceLatents EditModel::source(const Tensor& latents) const {
+  if (config_.prediction == "velocity") return {latents, {}};
+  return {latents, colour_basis(codec_, latents)};
+}
+
+Tensor EditModel::velocity(const Tensor& x, const SourceLatents& source, const Tensor& sigma, const Tensor& t,
                            const TextContext& context, const StreamState* past, StreamState* next) const {
   const Tensor told = t.defined() ? t : sigma * 1000.0;
   // The network's own order of channels is by token; turned once, it is not gathered by every op below.
-  const Tensor u = dit(cat({x, source}, 1), told, context, past, next).contiguous();
+  const Tensor u = dit(cat({x, source.latents}, 1), told, context, past, next).contiguous();
   if (config_.prediction == "velocity") return u;
   const Tensor level =
       maximum(sigma, full(Shape{}, kLowestLevel, DType::f32, device())).reshape({-1, 1, 1, 1, 1});

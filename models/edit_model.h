@@ -13,10 +13,11 @@ struct EditModelConfig {
   std::string name;
   DitConfig dit;
   // What the network's output u means. "velocity": v = u, as in the release. "colour_residual": the clean
-  // target is predicted and v = (x - x0) / sigma. Per latent pixel, x0 = source + G source + u, where the 3x3
-  // matrix G mixes the three colours of every frequency alike; it is read from the last nine channels of u
-  // (the highest frequencies, whose own residual is 0). A tone change is then one small matrix instead of a
-  // residual of full rank, and an untrained network copies its source.
+  // target is predicted and v = (x - x0) / sigma. Per latent pixel, x0 = source + G basis(source) + u, where
+  // the matrix G [3, 12] mixes the source's colours and some functions of them (colour_basis.h), in every
+  // frequency alike; it is read from the last 36 channels of u (the highest frequencies, whose own residual
+  // is 0). A change of tone or of one colour is then one small matrix instead of a residual of full rank, and
+  // an untrained network copies its source.
   std::string prediction = "velocity";
   int64_t patch = 8;               // PatchCodec
   int64_t first_chunk_frames = 3;  // of a stream; later chunks have dit.chunk_frames
@@ -26,6 +27,12 @@ struct EditModelConfig {
 
 EditModelConfig read_edit_model_config(Fields fields);
 Json to_json(const EditModelConfig& config);
+
+// The picture to be edited, ready for the network: once per chunk.
+struct SourceLatents {
+  Tensor latents;  // [B, C, T, H, W]
+  Tensor basis;    // colour_basis of them; undefined where the prediction is "velocity"
+};
 
 // An instruction ready for the network.
 struct Prompt {
@@ -58,9 +65,11 @@ class EditModel {
   // The same for one instruction of a user: throws when it is empty or names words the model was not taught.
   Prompt prompt(const std::string& text) const;
 
+  SourceLatents source(const Tensor& latents) const;
+
   // Velocity of x [B, C, T, H, W] at the level sigma of each sample ([B], f32, with t = trunc(1000 sigma)
-  // unless t is given), beside its source latents. past and next as in Dit.
-  Tensor velocity(const Tensor& x, const Tensor& source, const Tensor& sigma, const Tensor& t,
+  // unless t is given), beside its source. past and next as in Dit.
+  Tensor velocity(const Tensor& x, const SourceLatents& source, const Tensor& sigma, const Tensor& t,
                   const TextContext& text, const StreamState* past = nullptr,
                   StreamState* next = nullptr) const;
   // Writes clean latents into the memory: the pass at t = 0 after a chunk is done.

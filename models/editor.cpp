@@ -116,9 +116,10 @@ Tensor Editor::step(const Tensor& frames, const Prompt& prompt, EditState& state
         next_chunk_frames(state), ", H, W, 3]");
   const Device device = model_.device();
   // Dense, since every step reads it several times.
-  const Tensor source = model_.codec().encode(frames).to(device).contiguous();
-  check_fits(state.stream, model_.config().dit, source.dim(3) * source.dim(4));
-  const Tensor noise = randn(source.shape(), state.noise, DType::f32, device);
+  const Tensor latents = model_.codec().encode(frames).to(device).contiguous();
+  check_fits(state.stream, model_.config().dit, latents.dim(3) * latents.dim(4));
+  const SourceLatents source = model_.source(latents);
+  const Tensor noise = randn(latents.shape(), state.noise, DType::f32, device);
   const auto velocity = [&](const Tensor& x, double t, double sigma) {
     return model_.velocity(x, source, full({1}, sigma, DType::f32, device), full({1}, t, DType::f32, device),
                            prompt.context, &state.stream);
@@ -128,7 +129,7 @@ Tensor Editor::step(const Tensor& frames, const Prompt& prompt, EditState& state
   const Tensor size = sum(abs(x0), {0, 1, 2, 3, 4});
   check(std::isfinite(size.item()), "edit: the network gave values that are not finite in chunk ",
         state.stream.chunk);
-  state.stream = model_.remember(x0, source, prompt.context, state.stream);
+  state.stream = model_.remember(x0, latents, prompt.context, state.stream);
   return unit_to_u8(model_.codec().decode(x0.to(Device::cpu)));
 }
 

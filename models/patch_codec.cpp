@@ -40,14 +40,15 @@ Tensor PatchCodec::encode(const Tensor& frames) const {
   const Tensor pixels = frames.to(DType::f32) * (frames.dtype() == DType::u8 ? 2.0 / 255 : 2.0) - 1.0;
   const Tensor patches =
       pixels.reshape({F, h, p, w, p, 3}).permute({0, 1, 3, 2, 4, 5}).reshape({F, h, w, p * p * 3});
-  return linear(patches, basis_, {}).permute({3, 0, 1, 2}).unsqueeze(0);
+  return linear(patches, basis_.to(patches.device()), {}).permute({3, 0, 1, 2}).unsqueeze(0);
 }
 
 Tensor PatchCodec::decode(const Tensor& latents) const {
   check(latents.dims() == 5 && latents.dim(0) == 1 && latents.dim(1) == channels(),
         "patch codec: latents have shape ", latents.shape(), ", [1, ", channels(), ", F, H, W] is needed");
   const int64_t F = latents.dim(2), h = latents.dim(3), w = latents.dim(4), p = patch_;
-  const Tensor patches = linear(latents.select(0, 0).permute({1, 2, 3, 0}), basis_.transpose(0, 1), {});
+  const Tensor patches =
+      linear(latents.select(0, 0).permute({1, 2, 3, 0}), basis_.to(latents.device()).transpose(0, 1), {});
   const Tensor pixels =
       patches.reshape({F, h, w, p, p, 3}).permute({0, 1, 3, 2, 4, 5}).reshape({F, h * p, w * p, 3});
   return (pixels + 1.0) * 0.5;

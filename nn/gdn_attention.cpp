@@ -3,13 +3,12 @@
 #include <cmath>
 
 #include "ops/elementwise.h"
-#include "ops/norm.h"
+#include "ops/gdn_fused.h"
 #include "ops/reduce.h"
-#include "ops/rope.h"
 
 namespace rivulet {
 
-constexpr float kQkNormEps = 1e-5f;
+constexpr double kQkNormEps = 1e-5;
 
 GdnAttention::GdnAttention(int64_t width, int64_t heads, Device device)
     : heads(heads),
@@ -27,22 +26,26 @@ GdnAttention::GdnAttention(int64_t width, int64_t heads, Device device)
 
 Tensor GdnAttention::operator()(const Tensor& u, const Grid& grid, const Rope& rope_table,
                                 const GdnState& start, GdnState* end) const {
-  const int64_t B = u.dim(0), T = u.dim(1), S = u.dim(2), C = u.dim(3), D = C / heads;
-  const Shape per_head{B, T, S, heads, D}, flat{B, T * S, heads, D};
-  const auto rotate = [&](const Tensor& x) {
-    return rope(x.reshape(flat), rope_table.cos, rope_table.sin).reshape(per_head);
-  };
-  const double key_scale = 1 / std::sqrt(double(D * grid.tokens_per_frame()));
-  const Tensor queries = relu(rms_norm(q(u), q_norm.weight, kQkNormEps));
-  const Tensor keys = relu(rms_norm(k(u), k_norm.weight, kQkNormEps)) * key_scale;
-  const Tensor beta = sigmoid(beta_proj(u));  // [B, T, S, nH]
-  const Tensor rate = softplus(gate_proj(mean(u, {2})) + dt_bias);
-  const Tensor decay = exp(neg(exp(A_log) * rate));  // [B, T, nH], in (0, 1]
+  const int64_t D = u.dim(3) / heads;
+  // The decay acts once a frame for the whole stream: it is not rounded to the type of the model.
+  const DType wide = accumulate_dtype(u.dtype());
+  const Tensor rate = softplus(gate_proj(mean(u, {2})).to(wide) + dt_bias.to(wide));
+  const Tensor decay = exp(neg(exp(A_log.to(wide)) * rate));  // [B, T, nH], in (0, 1]
   const auto [out, state] =
-      gdn(queries.reshape(per_head), keys.reshape(per_head), rotate(queries), rotate(keys),
-          v(u).reshape(per_head), beta, decay, start, /*reverse_scan=*/true);
+      gdn_fused({.q = q(u),
+                 .k = k(u),
+                 .v = v(u),
+                 .gate = output_gate(u),
+                 .q_norm = q_norm.weight,
+                 .k_norm = k_norm.weight,
+                 .cos = rope_table.cos,
+                 .sin = rope_table.sin,
+                 .beta = beta_proj(u),
+                 .decay = decay,
+                 .start = start},
+                /*key_scale=*/1 / std::sqrt(double(D * grid.tokens_per_frame())), kQkNormEps);
   if (end) *end = {state.kv.detach(), state.z.detach()};
-  return proj(out.reshape({B, T, S, C}) * silu(output_gate(u)));
+  return proj(out);
 }
 
 }  // namespace rivulet

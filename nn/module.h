@@ -67,6 +67,12 @@ NamedTensors named_tensors(M& module) {
 // does not have are ignored.
 void load_tensors(const NamedTensors& into, const SafeTensors& file, const std::string& prefix = "");
 
+// Replaces every tensor of the module by one of that dtype, off the tape; gradients are asked for anew.
+template <class M>
+void convert(M& module, DType dtype) {
+  for_each_tensor(module, [dtype](const std::string&, Tensor& t) { t = t.detach().to(dtype); });
+}
+
 int64_t count_elements(const NamedTensors& tensors);
 void set_requires_grad(const NamedTensors& tensors, bool on);
 

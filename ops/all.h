@@ -8,6 +8,7 @@
 #include "ops/case.h"
 #include "ops/conv.h"
 #include "ops/depthwise_conv.h"
+#include "ops/depthwise_glu.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/gdn.h"
@@ -19,7 +20,9 @@
 #include "ops/matmul.h"
 #include "ops/modulate.h"
 #include "ops/norm.h"
+#include "ops/norm_rope.h"
 #include "ops/reduce.h"
+#include "ops/residual_norm.h"
 #include "ops/rope.h"
 #include "ops/shape.h"
 #include "ops/temporal_conv.h"
@@ -35,16 +38,17 @@
   X(matmul) X(linear) X(linear_silu) X(linear_add)                                         \
   X(rms_norm) X(layer_norm)                                                                \
   X(modulate) X(layer_norm_modulate) X(gate_residual)                                      \
+  X(gate_residual_norm) X(residual_norm) X(rms_norm_rope)                                  \
   X(embedding)                                                                             \
   X(mse_loss) X(masked_mse) X(l1_loss) X(charbonnier)                                      \
   X(cat) X(stack) X(pad) X(split)                                                          \
   X(attention) X(attention_segments) X(attention_masked)                                   \
   X(rope)                                                                                  \
-  X(gdn_decay) X(gdn) X(gdn_fused)                                                                      \
-  X(glu_silu)                                                                              \
+  X(gdn) X(gdn_decay) X(gdn_fused)                                                          \
+  X(glu_silu) X(mul_silu)                                                                  \
   X(conv2d) X(conv3d)                                                                      \
-  X(depthwise_conv3x3) X(depthwise_glu)                                                    \
-  X(temporal_conv3)                                                                        \
+  X(depthwise_conv3x3) X(depthwise_glu) X(silu_depthwise_glu)                              \
+  X(temporal_conv3) X(temporal_conv3_residual)                                             \
   X(resize) X(crop) X(rgb_to_ycbcr) X(ycbcr_to_rgb) X(rgb_to_hsv) X(hsv_to_rgb)            \
   X(u8_to_unit) X(unit_to_u8)
 // clang-format on

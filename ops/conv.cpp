@@ -142,7 +142,7 @@ Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSt
     check(room >= 0, "conv: x ", x.shape(), " with its padding is smaller than the kernel ", w.shape());
     shape[i + 1] = room / steps.stride[i] + 1;
   }
-  if (needs_f32({x, w, bias}))
+  if (any_half({x, w, bias}))
     return through_f32({x, w, bias}, [&](const Tensors& t) { return conv3d(t[0], t[1], t[2], steps); });
   check_same_type("conv", {x, w, bias});
 

@@ -1,60 +1,11 @@
 #include "ops/depthwise_conv.h"
 
-#include "ops/fast_math.h"
-#include "ops/glu.h"
+#include "ops/depthwise.h"
 #include "ops/half.h"
-#include "ops/rows.h"
 #include "tensor/parallel.h"
 
 namespace rivulet {
 namespace cpu {
-namespace {
-
-// Points at the channels of the nine neighbours of pixel (y, x) of one image; at `zero` outside of it.
-template <class T>
-void neighbours(const T* image, int64_t height, int64_t width, int64_t c, int64_t y, int64_t x, const T* zero,
-                const T** out) {
-  for (int64_t dy = -1; dy <= 1; ++dy)
-    for (int64_t dx = -1; dx <= 1; ++dx) {
-      const int64_t v = y + dy, u = x + dx;
-      const bool inside = v >= 0 && v < height && u >= 0 && u < width;
-      *out++ = inside ? image + (v * width + u) * c : zero;
-    }
-}
-
-// The c channels of one pixel from those of its nine neighbours.
-template <class T>
-void convolve(const T* const* p, const T* const* w, const T* add, int64_t c, T* out) {
-#pragma omp simd
-  for (int64_t j = 0; j < c; ++j)
-    out[j] = add[j] + w[0][j] * p[0][j] + w[1][j] * p[1][j] + w[2][j] * p[2][j] + w[3][j] * p[3][j] +
-             w[4][j] * p[4][j] + w[5][j] * p[5][j] + w[6][j] * p[6][j] + w[7][j] * p[7][j] +
-             w[8][j] * p[8][j];
-}
-
-}  // namespace
-
-void depthwise_glu(const Tensor& x, const Tensor& taps, const Tensor& bias, Tensor& y) {
-  dispatch_real(x.dtype(), "depthwise_glu", [&]<class T>() {
-    const int64_t height = x.dim(1), width = x.dim(2), c = x.dim(3), half = c / 2;
-    const std::vector<T> zero(c, T(0));
-    const T* w[9];
-    for (int u = 0; u < 9; ++u) w[u] = taps.data<T>() + u * c;
-    parallel_for(x.dim(0) * height, 1, [&](int64_t row, int64_t) {
-      const T* image = x.data<T>() + row / height * height * width * c;
-      const auto mixed = scratch<T>(c);
-      for (int64_t i = 0; i < width; ++i) {
-        const T* p[9];
-        neighbours(image, height, width, c, row % height, i, zero.data(), p);
-        convolve(p, w, bias.data<T>(), c, mixed.get());
-        const T *a = mixed.get(), *g = a + half;
-        T* out = y.data<T>() + (row * width + i) * half;
-#pragma omp simd
-        for (int64_t j = 0; j < half; ++j) out[j] = a[j] * g[j] * sigmoid_of(g[j]);
-      }
-    });
-  });
-}
 
 void depthwise_conv3x3(const Tensor& x, const Tensor& taps, const Tensor& bias, bool transposed, Tensor& y) {
   dispatch_real(x.dtype(), "depthwise_conv3x3", [&]<class T>() {
@@ -130,19 +81,6 @@ Tensor depthwise_conv3x3(const Tensor& x, const Tensor& w, const Tensor& bias) {
                 });
 }
 
-Tensor depthwise_glu(const Tensor& x, const Tensor& w, const Tensor& bias) {
-  check(x.dims() == 4 && x.dim(3) % 2 == 0, "depthwise_glu: x has shape ", x.shape(),
-        ", wanted [B, H, W, an even number of channels]");
-  if (needs_f32({x, w, bias}))
-    return through_f32({x, w, bias}, [](const Tensors& t) { return depthwise_glu(t[0], t[1], t[2]); });
-  if (x.device() != Device::cpu || will_record({x, w, bias})) return glu_silu(depthwise_conv3x3(x, w, bias));
-  check_inputs(x, w, bias);
-  const Tensor taps = w.detach().reshape({x.dim(3), 9}).transpose(0, 1).contiguous();
-  Tensor y({x.dim(0), x.dim(1), x.dim(2), x.dim(3) / 2}, x.dtype());
-  cpu::depthwise_glu(x.detach().contiguous(), taps, bias.detach().contiguous(), y);
-  return y;
-}
-
 const OpCase& depthwise_conv3x3_case() {
   static const OpCase kCase = {
       .name = "depthwise_conv3x3",
@@ -153,20 +91,6 @@ const OpCase& depthwise_conv3x3_case() {
       .bench = {{{3, 18, 32, 768}, {768, 1, 3, 3}, {768}}, {{3, 22, 40, 13440}, {13440, 1, 3, 3}, {13440}}},
       .bytes = [](const Shapes& s) { return bytes_of(s) + bytes_of({s[0]}); },
       .flops = [](const Shapes& s) { return 18.0 * s[0].numel(); },
-  };
-  return kCase;
-}
-
-const OpCase& depthwise_glu_case() {
-  static const OpCase kCase = {
-      .name = "depthwise_glu",
-      .run = [](const Tensors& in) -> Tensors { return {depthwise_glu(in[0], in[1], in[2])}; },
-      .check = {{{2, 4, 3, 6}, {6, 1, 3, 3}, {6}},
-                {{1, 1, 1, 2}, {2, 1, 3, 3}, {2}},
-                {{1, 5, 1, 8}, {8, 1, 3, 3}, {8}}},
-      .bench = {{{3, 18, 32, 768}, {768, 1, 3, 3}, {768}}},
-      .bytes = [](const Shapes& s) { return bytes_of(s) + bytes_of({s[0]}) / 2; },
-      .flops = [](const Shapes& s) { return 19.5 * s[0].numel(); },
   };
   return kCase;
 }

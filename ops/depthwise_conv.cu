@@ -29,10 +29,10 @@ __global__ void depthwise_kernel(const T* x, const T* taps, const T* bias, bool 
   const uint32_t image = rows.div(row);
   const int v = int(row - image * rows.d), x0 = int(strip) * kStrip, c0 = int(group) * N;
   const int64_t base = int64_t(image) * im.height * im.width * im.c + c0;
-  Pack<T, N> w[9], window[3][3], add{};
+  Pack<T, N> w[9], window[3][3], bias_pack{};
 #pragma unroll
   for (int u = 0; u < 9; ++u) w[u] = load_pack<T, N>(taps + (transposed ? 8 - u : u) * im.c + c0);
-  if (bias != nullptr) add = load_pack<T, N>(bias + c0);
+  if (bias != nullptr) bias_pack = load_pack<T, N>(bias + c0);
 #pragma unroll
   for (int r = 0; r < 3; ++r) {
     window[r][1] = pixel<T, N>(x + base, im, v + r - 1, x0 - 1);
@@ -41,7 +41,9 @@ __global__ void depthwise_kernel(const T* x, const T* taps, const T* bias, bool 
 #pragma unroll
   for (int p = 0; p < kStrip; ++p) {
     if (x0 + p >= im.width) return;
-    Pack<T, N> out = add;
+    Wide<T> sum[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) sum[k] = bias_pack.v[k];
 #pragma unroll
     for (int r = 0; r < 3; ++r) {
       window[r][0] = window[r][1];
@@ -50,8 +52,11 @@ __global__ void depthwise_kernel(const T* x, const T* taps, const T* bias, bool 
 #pragma unroll
       for (int q = 0; q < 3; ++q)
 #pragma unroll
-        for (int k = 0; k < N; ++k) out.v[k] += w[r * 3 + q].v[k] * window[r][q].v[k];
+        for (int k = 0; k < N; ++k) sum[k] += Wide<T>(w[r * 3 + q].v[k]) * Wide<T>(window[r][q].v[k]);
     }
+    Pack<T, N> out;
+#pragma unroll
+    for (int k = 0; k < N; ++k) out.v[k] = convert<T>(sum[k]);
     store_pack(y + base + (int64_t(v) * im.width + x0 + p) * im.c, out);
   }
 }
@@ -59,12 +64,12 @@ __global__ void depthwise_kernel(const T* x, const T* taps, const T* bias, bool 
 // parts [pieces, 9, C]: one thread sums N channels over the rows of one piece.
 template <class T, int N>
 __global__ void depthwise_tap_grad_kernel(const T* dy, const T* x, Image im, FastDiv groups, int64_t rows,
-                                          int64_t rows_per_piece, uint32_t count, T* parts) {
+                                          int64_t rows_per_piece, uint32_t count, Wide<T>* parts) {
   const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const uint32_t piece = groups.div(i);
   const int c0 = int(i - piece * groups.d) * N;
-  Pack<T, N> sum[9] = {};
+  Wide<T> sum[9][N] = {};
   const int64_t last = min(rows, (piece + 1) * rows_per_piece);
   for (int64_t row = piece * rows_per_piece; row < last; ++row) {
     const int64_t base = row / im.height * im.height * im.width * im.c + c0;
@@ -85,12 +90,15 @@ __global__ void depthwise_tap_grad_kernel(const T* dy, const T* x, Image im, Fas
 #pragma unroll
         for (int q = 0; q < 3; ++q)
 #pragma unroll
-          for (int k = 0; k < N; ++k) sum[r * 3 + q].v[k] += g.v[k] * window[r][q].v[k];
+          for (int k = 0; k < N; ++k)
+            sum[r * 3 + q][k] += Wide<T>(g.v[k]) * Wide<T>(window[r][q].v[k]);
       }
     }
   }
 #pragma unroll
-  for (int u = 0; u < 9; ++u) store_pack(parts + (int64_t(piece) * 9 + u) * im.c + c0, sum[u]);
+  for (int u = 0; u < 9; ++u)
+#pragma unroll
+    for (int k = 0; k < N; ++k) parts[(int64_t(piece) * 9 + u) * im.c + c0 + k] = sum[u][k];
 }
 
 Image image_of(const Tensor& x) { return {int(x.dim(1)), int(x.dim(2)), x.dim(3)}; }
@@ -105,7 +113,7 @@ int pack_of(const Tensor& a, const Tensor& b, const Tensor& c) {
 }  // namespace
 
 void depthwise_conv3x3(const Tensor& x, const Tensor& taps, const Tensor& bias, bool transposed, Tensor& y) {
-  dispatch_real(x.dtype(), "depthwise_conv3x3", [&]<class T>() {
+  dispatch_float(x.dtype(), "depthwise_conv3x3", [&]<class T>() {
     const Image im = image_of(x);
     const bool bias_aligned = !bias || is_aligned(bias.raw(), 16);
     const int n = bias_aligned ? pack_of<T>(x, taps, y) : 1;
@@ -113,27 +121,27 @@ void depthwise_conv3x3(const Tensor& x, const Tensor& taps, const Tensor& bias, 
                   count = rows * strips * groups;
     check(count <= 0x7fffffff, "depthwise_conv3x3: x of shape ", x.shape(), " is too large for one launch");
     launch({blocks_for(count, kThreads), kThreads},
-           n == 1 ? depthwise_kernel<T, 1> : depthwise_kernel<T, kPack<T>>, x.data<T>(), taps.data<T>(),
+           n == 1 ? depthwise_kernel<T, 1> : depthwise_kernel<T, kPack<T>>, pointer<T>(x), pointer<T>(taps),
            pointer<T>(bias), transposed, im, FastDiv(uint32_t(groups)), FastDiv(uint32_t(strips)),
-           FastDiv(uint32_t(im.height)), count, y.data<T>());
+           FastDiv(uint32_t(im.height)), count, pointer<T>(y));
   });
 }
 
 void depthwise_conv3x3_tap_grad(const Tensor& dy, const Tensor& x, Tensor& dtaps) {
-  dispatch_real(x.dtype(), "depthwise_conv3x3", [&]<class T>() {
+  dispatch_float(x.dtype(), "depthwise_conv3x3", [&]<class T>() {
     const Image im = image_of(x);
     const int64_t rows = x.dim(0) * im.height;
     // As many pieces as keep a large GPU busy; a function of the shape alone, so that sums repeat.
     const int64_t wanted = std::max<int64_t>(1, (int64_t(1) << 18) / im.c);
     const int64_t rows_per_piece = std::max<int64_t>(1, rows / std::min(rows, wanted)),
                   pieces = (rows + rows_per_piece - 1) / rows_per_piece;
-    const Tensor parts({pieces, 9, im.c}, x.dtype(), x.device());
-    const int n = pack_of<T>(x, dy, parts);
+    const Tensor parts({pieces, 9, im.c}, accumulate_dtype(x.dtype()), x.device());
+    const int n = pack_of<T>(x, dy, x);
     const int64_t groups = im.c / n, count = pieces * groups;
     launch({blocks_for(count, kThreads / 2), kThreads / 2},
-           n == 1 ? depthwise_tap_grad_kernel<T, 1> : depthwise_tap_grad_kernel<T, kPack<T>>, dy.data<T>(),
-           x.data<T>(), im, FastDiv(uint32_t(groups)), rows, rows_per_piece, count, parts.data<T>());
-    sum_to(dtaps.reshape({1, 9, im.c}), parts);
+           n == 1 ? depthwise_tap_grad_kernel<T, 1> : depthwise_tap_grad_kernel<T, kPack<T>>, pointer<T>(dy),
+           pointer<T>(x), im, FastDiv(uint32_t(groups)), rows, rows_per_piece, count, pointer<Wide<T>>(parts));
+    dtaps.copy_from(rivulet::sum_to(parts, {1, 9, im.c}).select(0, 0));
   });
 }
 

@@ -3,7 +3,7 @@
 //   y[p, c] = bias[c] + sum over the 9 taps u of w[c, u] x[p + u - 1, c]
 //   dx[p, c] = sum over u of w[c, u] dy[p - u + 1, c],   dw[c, u] = sum over p of dy[p, c] x[p + u - 1, c]
 //
-// Saves x and w.
+// Saves x and w. (Fused with the gate that follows it, and with silu before it: ops/depthwise_glu.)
 #pragma once
 
 #include "ops/case.h"
@@ -13,9 +13,6 @@ namespace rivulet {
 
 // x [B, H, W, C], w [C, 1, 3, 3], bias [C] -> [B, H, W, C]
 Tensor depthwise_conv3x3(const Tensor& x, const Tensor& w, const Tensor& bias);
-// glu_silu(depthwise_conv3x3(x, w, bias)) -> [B, H, W, C / 2], in one sweep where no gradient is needed;
-// otherwise the two ops.
-Tensor depthwise_glu(const Tensor& x, const Tensor& w, const Tensor& bias);
 
 // taps [9, C]. transposed: each tap reads on the other side, as the gradient of x does. bias may be
 // undefined.
@@ -23,11 +20,6 @@ KERNELS(void depthwise_conv3x3(const Tensor& x, const Tensor& taps, const Tensor
                                Tensor& y);
         void depthwise_conv3x3_tap_grad(const Tensor& dy, const Tensor& x, Tensor& dtaps);)
 
-namespace cpu {
-void depthwise_glu(const Tensor& x, const Tensor& taps, const Tensor& bias, Tensor& y);
-}
-
 const OpCase& depthwise_conv3x3_case();
-const OpCase& depthwise_glu_case();
 
 }  // namespace rivulet

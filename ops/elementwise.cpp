@@ -11,7 +11,7 @@ Tensor unary(const char* name, UnaryOp op, const Tensor& x, double p = 0, double
   if (needs_f32(x)) return unary(name, op, x.to(DType::f32), p, q).to(x.dtype());
   Tensor y = empty_like(x);
   ON_DEVICE(x, unary(op, x, p, q, y));
-  const Tensor saved = saves_result(op) ? y : x.detach();
+  const Tensor saved = saves_result(op, x.dtype()) ? y : x.detach();
   return record(name, y, {x}, [=](const Tensor& dy) -> Tensors {
     Tensor dx = empty_like(saved);
     ON_DEVICE(dx, unary_backward(op, dy, saved, p, q, dx));
@@ -41,8 +41,10 @@ Tensor binary_gradient(BinaryOp op, int which, const Tensor& g, const Tensor& a,
     case BinaryOp::mul:
       return compute(BinaryOp::mul, g, which == 0 ? b : a);
     case BinaryOp::div: {
-      const Tensor da = compute(BinaryOp::div, g, b);
-      return which == 0 ? da : scaled(compute(BinaryOp::mul, da, compute(BinaryOp::div, a, b)), -1);
+      if (which == 0) return compute(BinaryOp::div, g, b);
+      Tensor db = empty_like(g);
+      ON_DEVICE(g, div_backward(g, a, b, db));
+      return db;
     }
     default: {
       const bool first = (op == BinaryOp::maximum) == (which == 0);

@@ -43,7 +43,7 @@ __device__ W value_of(W x, W p, W q) {
   if constexpr (op == UnaryOp::cos) return ::cos(x);
 }
 
-// The derivative; s is x, or y by saves_result().
+// The derivative; s is x, or y by slope_of_result().
 template <UnaryOp op, class W>
 __device__ W slope_of(W s, W p, W q) {
   if constexpr (op == UnaryOp::affine) return p;
@@ -117,17 +117,26 @@ struct Value {
   }
 };
 
+template <UnaryOp op>
+constexpr bool kOfResult = slope_of_result(op);
+
 template <class T>
 struct Slope {
   UnaryOp which;
   Wide<T> p, q;
+  // What the slope is a function of, from what was saved.
+  template <UnaryOp op>
+  __device__ Wide<T> result_of(T saved) const {
+    if constexpr (kOfResult<op> && kIsHalf<T>) return value_of<op>(Wide<T>(saved), p, q);
+    return Wide<T>(saved);
+  }
   template <int P>
   __device__ Pack<T, P> operator()(const Pack<T, P>& g, const Pack<T, P>& saved) const {
     Pack<T, P> dx;
     select(which, [&]<UnaryOp op>() {
 #pragma unroll
       for (int i = 0; i < P; ++i)
-        dx.v[i] = convert<T>(Wide<T>(g.v[i]) * slope_of<op>(Wide<T>(saved.v[i]), p, q));
+        dx.v[i] = convert<T>(Wide<T>(g.v[i]) * slope_of<op>(result_of<op>(saved.v[i]), p, q));
     });
     return dx;
   }
@@ -167,6 +176,20 @@ struct Binary {
 };
 
 template <class T>
+struct DivSlope {  // -g a / b^2
+  template <int P>
+  __device__ Pack<T, P> operator()(const Pack<T, P>& g, const Pack<T, P>& a, const Pack<T, P>& b) const {
+    Pack<T, P> db;
+#pragma unroll
+    for (int i = 0; i < P; ++i) {
+      const Wide<T> per_b = Wide<T>(1) / Wide<T>(b.v[i]);
+      db.v[i] = convert<T>(-Wide<T>(g.v[i]) * Wide<T>(a.v[i]) * per_b * per_b);
+    }
+    return db;
+  }
+};
+
+template <class T>
 struct Where {
   template <int P>
   __device__ Pack<T, P> operator()(const Pack<uint8_t, P>& mask, const Pack<T, P>& a,
@@ -195,6 +218,12 @@ void unary_backward(UnaryOp op, const Tensor& g, const Tensor& saved, double p, 
 void binary(BinaryOp op, const Tensor& a, const Tensor& b, Tensor& y) {
   dispatch_float(a.dtype(), "elementwise",
                  [&]<class T>() { for_each<T>(y, Binary<T>{op}, operand<T>(a, y), operand<T>(b, y)); });
+}
+
+void div_backward(const Tensor& g, const Tensor& a, const Tensor& b, Tensor& db) {
+  dispatch_float(g.dtype(), "div", [&]<class T>() {
+    for_each<T>(db, DivSlope<T>{}, operand<T>(g, db), operand<T>(a, db), operand<T>(b, db));
+  });
 }
 
 void where(const Tensor& mask, const Tensor& a, const Tensor& b, Tensor& y) {

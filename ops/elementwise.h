@@ -78,15 +78,19 @@ enum class UnaryOp : uint8_t {
 // above(a, b) is 1 where a > b, 1/2 where they are equal, else 0: the share of maximum's gradient.
 enum class BinaryOp : uint8_t { add, sub, mul, div, maximum, minimum, above };
 
-// y = op(x) and dx = g * op'(saved), where saved is x or y by saves_result(op). p and q are the op's
-// numbers: affine scale, shift; reciprocal p / x; pow exponent; clamp low, high.
-constexpr bool saves_result(UnaryOp op) {
+// y = op(x) and dx = g * op'(saved), where saved is x or y by saves_result(op, dtype). p and q are the op's
+// numbers: affine scale, shift; reciprocal p / x; pow exponent; clamp low, high. A half is too coarse to be
+// differentiated from (1 - y of a sigmoid near 1): there the result is computed again, in f32.
+constexpr bool slope_of_result(UnaryOp op) {
   return op == UnaryOp::exp || op == UnaryOp::sqrt || op == UnaryOp::rsqrt || op == UnaryOp::sigmoid ||
          op == UnaryOp::tanh;
 }
+constexpr bool saves_result(UnaryOp op, DType t) { return slope_of_result(op) && !is_half(t); }
 KERNELS(void unary(UnaryOp op, const Tensor& x, double p, double q, Tensor& y);
         void unary_backward(UnaryOp op, const Tensor& g, const Tensor& saved, double p, double q, Tensor& dx);
         void binary(BinaryOp op, const Tensor& a, const Tensor& b, Tensor& y);
+        // db = -g a / b^2, all in one shape.
+        void div_backward(const Tensor& g, const Tensor& a, const Tensor& b, Tensor& db);
         void where(const Tensor& mask, const Tensor& a, const Tensor& b, Tensor& y);)
 
 const OpCase& add_case();

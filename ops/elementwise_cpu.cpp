@@ -7,7 +7,7 @@
 namespace rivulet::cpu {
 namespace {
 
-// Each function: value(x, p, q) and slope(s, p, q), s being what saves_result() says.
+// Each function: value(x, p, q) and slope(s, p, q), s being what slope_of_result() says.
 // clang-format off
 struct Affine {
   template <class T> static T value(T x, T p, T q) { return p * x + q; }
@@ -217,6 +217,19 @@ void binary(BinaryOp op, const Tensor& a, const Tensor& b, Tensor& y) {
     for_each_run(
         y, [&](T* out, int64_t n, const T* a_run, const T* b_run) { loop(a_run, b_run, out, n); },
         y.data<T>(), {strides_in(a, y), strides_in(b, y)}, a.data<T>(), b.data<T>());
+  });
+}
+
+void div_backward(const Tensor& g, const Tensor& a, const Tensor& b, Tensor& db) {
+  dispatch_real(g.dtype(), "div", [&]<class T>() {
+    for_each_run(
+        db,
+        [](T* __restrict out, int64_t n, const T* __restrict up, const T* __restrict x,
+           const T* __restrict y) {
+          for (int64_t i = 0; i < n; ++i) out[i] = -(up[i] / y[i]) * (x[i] / y[i]);
+        },
+        db.data<T>(), {strides_in(g, db), strides_in(a, db), strides_in(b, db)}, g.data<T>(), a.data<T>(),
+        b.data<T>());
   });
 }
 

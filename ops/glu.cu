@@ -1,77 +1,84 @@
 #include "ops/glu.h"
+
+#include "ops/math.cuh"
 #include "tensor/cuda.cuh"
 
 namespace rivulet::cuda {
 namespace {
 
+// Rows of packs of N elements; a tensor's rows lie `stride` elements apart.
 template <class T>
-__device__ T sigmoid_of(T x) {
-  return T(1) / (T(1) + exp(-x));
-}
+struct StridedRows {
+  T* data;
+  int64_t stride;
+  explicit StridedRows(const Tensor& x) : data(pointer<T>(x)), stride(x.strides()[0]) {}
+  template <int N>
+  __device__ T* at(int64_t row, int64_t group) const {
+    return data + row * stride + group * N;
+  }
+};
 
 // One thread per N neighbouring channels of y; `groups` of them make a row.
 template <class T, int N>
-__global__ void glu_silu_kernel(const T* x, FastDiv groups, uint32_t count, T* y) {
+__global__ void mul_silu_kernel(StridedRows<T> a, StridedRows<T> g, FastDiv groups, uint32_t count, T* y) {
   const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
-  const int64_t c = int64_t(groups.d) * N, row = groups.div(i);
-  const T* in = x + (row * groups.d + i) * N;  // rows of x are twice as long
-  const auto a = load_pack<T, N>(in), g = load_pack<T, N>(in + c);
+  const uint32_t row = groups.div(i), j = i - row * groups.d;
+  const auto in = load_pack<T, N>(a.template at<N>(row, j)), gate = load_pack<T, N>(g.template at<N>(row, j));
   Pack<T, N> out;
 #pragma unroll
-  for (int k = 0; k < N; ++k) out.v[k] = a.v[k] * g.v[k] * sigmoid_of(g.v[k]);
+  for (int k = 0; k < N; ++k) out.v[k] = convert<T>(Wide<T>(in.v[k]) * silu_of(Wide<T>(gate.v[k])));
   store_pack(y + int64_t(i) * N, out);
 }
 
 template <class T, int N>
-__global__ void glu_silu_backward_kernel(const T* dy, const T* x, FastDiv groups, uint32_t count, T* dx) {
+__global__ void mul_silu_backward_kernel(const T* dy, StridedRows<T> a, StridedRows<T> g, FastDiv groups,
+                                         uint32_t count, StridedRows<T> da, StridedRows<T> dg) {
   const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
-  const int64_t c = int64_t(groups.d) * N, row = groups.div(i), at = (row * groups.d + i) * N;
-  const auto a = load_pack<T, N>(x + at), g = load_pack<T, N>(x + at + c),
+  const uint32_t row = groups.div(i), j = i - row * groups.d;
+  const auto in = load_pack<T, N>(a.template at<N>(row, j)), gate = load_pack<T, N>(g.template at<N>(row, j)),
              up = load_pack<T, N>(dy + int64_t(i) * N);
-  Pack<T, N> da, dg;
+  Pack<T, N> to_a, to_g;
 #pragma unroll
   for (int k = 0; k < N; ++k) {
-    const T s = sigmoid_of(g.v[k]);
-    da.v[k] = up.v[k] * g.v[k] * s;
-    dg.v[k] = up.v[k] * a.v[k] * s * (T(1) + g.v[k] * (T(1) - s));
+    const Wide<T> x = in.v[k], z = gate.v[k], d = up.v[k], s = sigmoid_of(z);
+    to_a.v[k] = convert<T>(d * z * s);
+    to_g.v[k] = convert<T>(d * x * s * (1 + z * (1 - s)));
   }
-  store_pack(dx + at, da);
-  store_pack(dx + at + c, dg);
+  store_pack(da.template at<N>(row, j), to_a);
+  store_pack(dg.template at<N>(row, j), to_g);
 }
 
-// f.template operator()<N>(groups, count): whole 16-byte packs where the row length and addresses allow it.
-template <class T, class F>
-void dispatch_pack(const Tensor& small, const Tensor& x, const Tensor* dx, F&& f) {
-  const int64_t c = small.dim(-1);
-  const bool packed = c % kPack<T> == 0 && is_aligned(small.raw(), 16) && is_aligned(x.raw(), 16) &&
-                      (dx == nullptr || is_aligned(dx->raw(), 16));
-  const int64_t n = packed ? kPack<T> : 1, count = small.numel() / n;
-  check(count <= 0x7fffffff, "glu_silu: x of shape ", x.shape(), " is too large for one launch");
-  const FastDiv groups{uint32_t(c / n)};
-  packed ? f.template operator()<kPack<T>>(groups, count) : f.template operator()<1>(groups, count);
+// f.template operator()<T, N>(groups, count): whole 16-byte packs where rows and addresses allow them.
+template <class F>
+void over_packs(const Tensor& dense, const Tensors& strided, F&& f) {
+  if (dense.numel() == 0) return;
+  dispatch_float(dense.dtype(), "glu_silu", [&]<class T>() {
+    bool packed = dense.dim(-1) % kPack<T> == 0 && is_aligned(dense.raw(), 16);
+    for (const Tensor& t : strided)
+      packed = packed && t.strides()[0] % kPack<T> == 0 && is_aligned(t.raw(), 16);
+    const int64_t n = packed ? kPack<T> : 1, count = dense.numel() / n;
+    check(count <= 0x7fffffff, "glu_silu: rows of shape ", dense.shape(), " are too many for one launch");
+    const FastDiv groups{uint32_t(dense.dim(-1) / n)};
+    packed ? f.template operator()<T, kPack<T>>(groups, count) : f.template operator()<T, 1>(groups, count);
+  });
 }
 
 }  // namespace
 
-void glu_silu(const Tensor& x, Tensor& y) {
-  if (y.numel() == 0) return;
-  dispatch_real(x.dtype(), "glu_silu", [&]<class T>() {
-    dispatch_pack<T>(y, x, nullptr, [&]<int N>(FastDiv groups, int64_t count) {
-      launch({blocks_for(count, kThreads), kThreads}, glu_silu_kernel<T, N>, x.data<T>(), groups, count,
-             y.data<T>());
-    });
+void mul_silu(const Tensor& a, const Tensor& g, Tensor& y) {
+  over_packs(y, {a, g}, [&]<class T, int N>(FastDiv groups, int64_t count) {
+    launch({blocks_for(count, kThreads), kThreads}, mul_silu_kernel<T, N>, StridedRows<T>(a),
+           StridedRows<T>(g), groups, count, pointer<T>(y));
   });
 }
 
-void glu_silu_backward(const Tensor& dy, const Tensor& x, Tensor& dx) {
-  if (dy.numel() == 0) return;
-  dispatch_real(x.dtype(), "glu_silu", [&]<class T>() {
-    dispatch_pack<T>(dy, x, &dx, [&]<int N>(FastDiv groups, int64_t count) {
-      launch({blocks_for(count, kThreads), kThreads}, glu_silu_backward_kernel<T, N>, dy.data<T>(),
-             x.data<T>(), groups, count, dx.data<T>());
-    });
+void mul_silu_backward(const Tensor& dy, const Tensor& a, const Tensor& g, const Tensor& da,
+                       const Tensor& dg) {
+  over_packs(dy, {a, g, da, dg}, [&]<class T, int N>(FastDiv groups, int64_t count) {
+    launch({blocks_for(count, kThreads), kThreads}, mul_silu_backward_kernel<T, N>, pointer<T>(dy),
+           StridedRows<T>(a), StridedRows<T>(g), groups, count, StridedRows<T>(da), StridedRows<T>(dg));
   });
 }
 

@@ -188,7 +188,7 @@ Tensor resample_both(const Tensor& x, int64_t h0, int64_t w0, int64_t h, int64_t
 
 Tensor apply_color_map(const char* name, const Tensor& x, const ColorMap& map) {
   check(x.dims() >= 1 && x.dim(-1) == 3, name, ": x has shape ", x.shape(), ", wanted [..., 3]");
-  if (needs_f32({x}))
+  if (any_half({x}))
     return through_f32({x}, [&](const Tensors& t) { return apply_color_map(name, t[0], map); });
   const Tensor in = x.contiguous();
   Tensor y = empty_like(in);
@@ -218,7 +218,7 @@ Tensor without_gradient(const char* name, const Tensor& x, Kernel&& kernel) {
 Tensor resize(const Tensor& x, int64_t height, int64_t width) {
   check(x.dims() == 4 && x.numel() > 0, "resize: x has shape ", x.shape(), ", wanted [F, H, W, C]");
   check(height > 0 && width > 0, "resize: cannot resize to ", height, " x ", width);
-  if (needs_f32({x})) return through_f32({x}, [&](const Tensors& t) { return resize(t[0], height, width); });
+  if (any_half({x})) return through_f32({x}, [&](const Tensors& t) { return resize(t[0], height, width); });
   const int64_t h0 = x.dim(1), w0 = x.dim(2);
   const Tensor in = x.contiguous();
   const Tensor y = resample_both(in.detach(), h0, w0, height, width, false);

@@ -71,8 +71,8 @@ void layer_norm_modulate(const Tensor& x, const Tensor& shift, const Tensor& sca
 
 void layer_norm_modulate_backward(const Tensor& g, const Tensor& x, const Tensor& scale, const Tensor& mean,
                                   const Tensor& r, Tensor& dx, Tensor& dshift, Tensor& dscale) {
-  norm_rows_backward({.centred = true, .offset = 1, .rows_per_group = g.dim(1)}, g, x, scale, mean, r, dx);
-  sum_groups(g, x, mean, r, g.dim(1), dshift, dscale);
+  norm_rows_backward({.centred = true, .offset = 1, .rows_per_group = g.dim(1)}, g, x, scale, mean, r, dx,
+                     dscale, dshift);
 }
 
 void gate_residual(const Tensor& h, const Tensor& gate, const Tensor& branch, Tensor& y) {

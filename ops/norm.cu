@@ -1,6 +1,6 @@
 #include "ops/norm.h"
 
-#include "ops/norm_rows.cuh"
+#include "ops/norm_pass.cuh"
 #include "tensor/cuda.cuh"
 
 namespace rivulet::cuda {
@@ -174,6 +174,14 @@ __global__ void sum_columns(const T* g, const T* x, const Wide<T>* mean, const W
 
 void norm_rows(const RowNorm& n, const Tensor& x, const Tensor& w, const Tensor& b, double eps,
                const Tensor& y, const Tensor& mean, const Tensor& r) {
+  NormPass pass{.norm = n, .eps = eps};
+  pass.x = x;
+  pass.w = w;
+  pass.b = b;
+  pass.y = y;
+  pass.mean = mean;
+  pass.r = r;
+  if (norm_pass(pass)) return;
   with_rows(n, x, {x, w, b, y}, [&]<class T, int kWarps, int P, bool kCentred>(const Launch& l) {
     launch(l, norm_forward<T, kWarps, P, kCentred>, arguments<T>(n, x, w, b), eps, pointer<T>(y),
            pointer<Wide<T>>(mean), pointer<Wide<T>>(r));
@@ -181,7 +189,19 @@ void norm_rows(const RowNorm& n, const Tensor& x, const Tensor& w, const Tensor&
 }
 
 void norm_rows_backward(const RowNorm& n, const Tensor& g, const Tensor& x, const Tensor& w,
-                        const Tensor& mean, const Tensor& r, const Tensor& dx) {
+                        const Tensor& mean, const Tensor& r, const Tensor& dx, const Tensor& dw,
+                        const Tensor& db) {
+  NormPassBackward pass{.norm = n};
+  pass.g = g;
+  pass.x = x;
+  pass.w = w;
+  pass.mean = mean;
+  pass.r = r;
+  pass.dx = dx;
+  pass.dw = dw;
+  pass.db = db;
+  if (norm_pass_backward(pass)) return;
+  sum_groups(g, x, mean, r, n.rows_per_group, db, dw);
   with_rows(n, x, {g, x, w, dx}, [&]<class T, int kWarps, int P, bool kCentred>(const Launch& l) {
     launch(l, norm_backward<T, kWarps, P, kCentred>, arguments<T>(n, x, w, {}), pointer<T>(g),
            pointer<Wide<T>>(mean), pointer<Wide<T>>(r), pointer<T>(dx));
@@ -218,8 +238,7 @@ void rms_norm(const Tensor& x, const Tensor& w, double eps, Tensor& y, Tensor& r
 
 void rms_norm_backward(const Tensor& g, const Tensor& x, const Tensor& w, const Tensor& r, Tensor& dx,
                        Tensor& dw) {
-  norm_rows_backward({.centred = false, .offset = 0, .rows_per_group = r.numel()}, g, x, w, {}, r, dx);
-  sum_groups(g, x, {}, r, r.numel(), {}, dw);
+  norm_rows_backward({.centred = false, .offset = 0, .rows_per_group = r.numel()}, g, x, w, {}, r, dx, dw, {});
 }
 
 void layer_norm(const Tensor& x, const Tensor& w, const Tensor& b, double eps, Tensor& y, Tensor& mean,
@@ -229,8 +248,7 @@ void layer_norm(const Tensor& x, const Tensor& w, const Tensor& b, double eps, T
 
 void layer_norm_backward(const Tensor& g, const Tensor& x, const Tensor& w, const Tensor& mean,
                          const Tensor& r, Tensor& dx, Tensor& dw, Tensor& db) {
-  norm_rows_backward({.centred = true, .offset = 0, .rows_per_group = r.numel()}, g, x, w, mean, r, dx);
-  sum_groups(g, x, mean, r, r.numel(), db, dw);
+  norm_rows_backward({.centred = true, .offset = 0, .rows_per_group = r.numel()}, g, x, w, mean, r, dx, dw, db);
 }
 
 }  // namespace rivulet::cuda

@@ -16,9 +16,11 @@ struct RowNorm {
 // mean (when centred) and r: one value per row, f32 (f64 for f64 rows).
 void norm_rows(const RowNorm& n, const Tensor& x, const Tensor& w, const Tensor& b, double eps,
                const Tensor& y, const Tensor& mean, const Tensor& r);
-// dx = r (u - mean(u) - h mean(u h)) with u = g (offset + w); RMS norm has no mean(u).
+// dx = r (u - mean(u) - h mean(u h)) with u = g (offset + w); RMS norm has no mean(u). Where they are defined:
+// dw = sum of g h, db = sum of g, over the rows of each group.
 void norm_rows_backward(const RowNorm& n, const Tensor& g, const Tensor& x, const Tensor& w,
-                        const Tensor& mean, const Tensor& r, const Tensor& dx);
+                        const Tensor& mean, const Tensor& r, const Tensor& dx, const Tensor& dw,
+                        const Tensor& db);
 // Over the rows of each group: total = sum of g, product = sum of g (x - mean) r, both [groups * C] in g's
 // dtype; an undefined mean counts as 0, an undefined r as 1. Undefined outputs are not computed.
 void sum_groups(const Tensor& g, const Tensor& x, const Tensor& mean, const Tensor& r, int64_t rows_per_group,

@@ -200,7 +200,8 @@ Tensor max(const Tensor& x) { return max(x, all_dims(x)); }
 
 Tensor softmax(const Tensor& x) {
   check_rows("softmax", x);
-  if (needs_f32(x)) return softmax(x.to(DType::f32)).to(x.dtype());
+  // Gradients are made of the result: one rounded to a half would spoil them.
+  if (is_half(x.dtype())) return softmax(x.to(DType::f32)).to(x.dtype());
   const Tensor in = x.detach().contiguous();
   Tensor y = empty_like(x);
   ON_DEVICE(x, softmax(in, y));
@@ -214,7 +215,7 @@ Tensor softmax(const Tensor& x) {
 
 Tensor logsumexp(const Tensor& x, bool keepdim) {
   check_rows("logsumexp", x);
-  if (needs_f32(x)) return logsumexp(x.to(DType::f32), keepdim).to(x.dtype());
+  if (is_half(x.dtype())) return logsumexp(x.to(DType::f32), keepdim).to(x.dtype());
   const Tensor in = x.detach().contiguous();
   const Reduced r = reduced("logsumexp", x, {-1});
   Tensor y(keepdim ? r.with_ones : r.without, x.dtype(), x.device());

@@ -76,7 +76,8 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
         "rope: tables have shapes ", cos.shape(), " and ", sin.shape(), ", x ", x.shape());
   if (needs_f32({x})) return through_f32({x}, [&](const Tensors& t) { return rope(t[0], cos, sin); });
   const Tensor in = dense_rows(x);
-  const Tensor c = cos.detach().to(x.dtype()).contiguous(), s = sin.detach().to(x.dtype()).contiguous();
+  const DType wide = accumulate_dtype(x.dtype());
+  const Tensor c = cos.detach().to(wide).contiguous(), s = sin.detach().to(wide).contiguous();
   Tensor y(x.shape(), x.dtype(), x.device());
   ON_DEVICE(x, rope(in, c, s, false, y));
   return record("rope", y, {in}, [c, s](const Tensor& dy) -> Tensors {

@@ -6,8 +6,8 @@ namespace {
 
 // One thread per pair of channels.
 template <class T>
-__global__ void rope_kernel(const T* x, int64_t stride_b, int64_t stride_n, int64_t stride_h, const T* cos,
-                            const T* sin, T sign, FastDiv pairs, FastDiv heads, FastDiv tokens,
+__global__ void rope_kernel(const T* x, int64_t stride_b, int64_t stride_n, int64_t stride_h, const Wide<T>* cos,
+                            const Wide<T>* sin, Wide<T> sign, FastDiv pairs, FastDiv heads, FastDiv tokens,
                             uint32_t count, T* y) {
   const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
@@ -15,24 +15,25 @@ __global__ void rope_kernel(const T* x, int64_t stride_b, int64_t stride_n, int6
   const uint32_t token = heads.div(row), h = row - token * heads.d;
   const uint32_t b = tokens.div(token), n = token - b * tokens.d;
   const T* in = x + b * stride_b + n * stride_n + h * stride_h + 2 * j;
-  const T c = cos[size_t(n) * pairs.d + j], s = sign * sin[size_t(n) * pairs.d + j];
+  const Wide<T> c = cos[size_t(n) * pairs.d + j], s = sign * sin[size_t(n) * pairs.d + j];
+  const Wide<T> re = in[0], im = in[1];
   Pack<T, 2> out;
-  out.v[0] = in[0] * c - in[1] * s;
-  out.v[1] = in[0] * s + in[1] * c;
+  out.v[0] = convert<T>(re * c - im * s);
+  out.v[1] = convert<T>(re * s + im * c);
   store_pack(y + 2 * size_t(i), out);
 }
 
 }  // namespace
 
 void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inverse, Tensor& y) {
-  dispatch_real(x.dtype(), "rope", [&]<class T>() {
+  dispatch_float(x.dtype(), "rope", [&]<class T>() {
     const int64_t count = x.numel() / 2;
     if (count == 0) return;
     check(count <= 0x7fffffff, "rope: x of shape ", x.shape(), " is too large for one launch");
     const Shape& stride = x.strides();
-    launch({blocks_for(count, kThreads), kThreads}, rope_kernel<T>, x.data<T>(), stride[0], stride[1],
-           stride[2], cos.data<T>(), sin.data<T>(), inverse ? T(-1) : T(1), FastDiv(uint32_t(x.dim(3) / 2)),
-           FastDiv(uint32_t(x.dim(2))), FastDiv(uint32_t(x.dim(1))), count, y.data<T>());
+    launch({blocks_for(count, kThreads), kThreads}, rope_kernel<T>, pointer<T>(x), stride[0],
+           stride[1], stride[2], pointer<Wide<T>>(cos), pointer<Wide<T>>(sin), inverse ? -1 : 1, FastDiv(uint32_t(x.dim(3) / 2)),
+           FastDiv(uint32_t(x.dim(2))), FastDiv(uint32_t(x.dim(1))), count, pointer<T>(y));
   });
 }
 

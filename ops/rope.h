@@ -21,6 +21,7 @@ std::pair<Tensor, Tensor> rope_table(int64_t first_frame, int64_t frames, int64_
 // x [B, N, H, D] of any strides -> the same shape, dense. cos and sin [N, D/2]; not differentiated.
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin);
 
+// cos and sin in f32 (f64 for f64 x): an angle is not rounded to a half.
 KERNELS(void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inverse, Tensor& y);)
 
 const OpCase& rope_case();

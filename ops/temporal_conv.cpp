@@ -54,20 +54,20 @@ void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, boo
       if (from == nullptr || count == 0) return;
       gemm<T>(false, true, count * s, co, c, T(1), from, c, taps.data<T>() + k * co * c, c, keep, to, co);
     };
+    if (residual) y.copy_from(r);
     for (int64_t b = 0; b < r.dim(0); ++b) {
       const T* x = frame<T>(r, left, b, 0);
       T* out = frame<T>(y, Tensor(), b, 0);
-      add_tap(1, x, frames, T(0), out);
+      add_tap(1, x, frames, T(residual), out);
       add_tap(0, frame<T>(r, left, b, -1), 1, T(1), out);
       add_tap(0, x, frames - 1, T(1), out + s * co);
       add_tap(2, x + s * c, frames - 1, T(1), out);
     }
   });
-  if (residual) y.add_in_place(r);
 }
 
 void temporal_conv3_backward(const Tensor& dy, const Tensor& r, const Tensor& taps, const Tensor& left,
-                             Tensor& dr, Tensor& dtaps, Tensor& dleft) {
+                             bool residual, Tensor& dr, Tensor& dtaps, Tensor& dleft) {
   dispatch_real(r.dtype(), "temporal_conv3", [&]<class T>() {
     const int64_t batch = r.dim(0), frames = r.dim(1), s = r.dim(2), c = r.dim(3), co = taps.dim(1);
     // Frame -1 is the left context, when its gradient is wanted.
@@ -81,6 +81,7 @@ void temporal_conv3_backward(const Tensor& dy, const Tensor& r, const Tensor& ta
       }
       mix(sources, rows, taps, true, frame<T>(dr, dleft, b, t) + row * c);
     });
+    if (residual) dr.add_in_place(dy);
     const int64_t blocks = (co + kChannelTile - 1) / kChannelTile;
     parallel_for(3 * blocks, 1, [&](int64_t i, int64_t) {
       const int64_t k = i / blocks, first = i % blocks * kChannelTile, n = std::min(kChannelTile, co - first);
@@ -106,10 +107,11 @@ Tensor temporal_conv3(const Tensor& r, const Tensor& w, const Tensor& left_conte
         ", r ", r.shape());
   check(!left_context || left_context.shape() == Shape{r.dim(0), r.dim(2), c},
         "temporal_conv3: left_context has shape ", left_context.shape(), ", r ", r.shape());
-  check(!residual || w.dim(0) == c, "temporal_conv3: a residual of r ", r.shape(), " with w ", w.shape());
+  check(!residual || w.dim(0) == c, "temporal_conv3: a residual needs as many channels out as in, w has shape ",
+        w.shape());
   if (needs_f32({r, w, left_context}))
     return through_f32({r, w, left_context},
-                       [=](const Tensors& t) { return temporal_conv3(t[0], t[1], t[2], residual); });
+                       [residual](const Tensors& t) { return temporal_conv3(t[0], t[1], t[2], residual); });
   check_same_type("temporal_conv3", {r, w, left_context});
 
   const Tensor in = r.contiguous(), left = left_context ? left_context.contiguous() : left_context;
@@ -118,23 +120,20 @@ Tensor temporal_conv3(const Tensor& r, const Tensor& w, const Tensor& left_conte
   ON_DEVICE(r, temporal_conv3(in, taps, left, residual, y));
   Tensors inputs = {in, taps};
   if (left) inputs.push_back(left);
-  return record(
-      "temporal_conv3", y, inputs,
-      [r = in.detach(), taps = taps.detach(), left = left.detach(), residual](const Tensor& dy) -> Tensors {
-        Tensor dr = empty_like(r), dtaps = empty_like(taps), dleft = left ? empty_like(left) : left;
-        const Tensor g = dy.contiguous();
-        ON_DEVICE(r, temporal_conv3_backward(g, r, taps, left, dr, dtaps, dleft));
-        if (residual) dr.add_in_place(g);
-        return left ? Tensors{dr, dtaps, dleft} : Tensors{dr, dtaps};
-      });
+  return record("temporal_conv3", y, inputs,
+                [residual, r = in.detach(), taps = taps.detach(), left = left.detach()](const Tensor& dy) -> Tensors {
+                  Tensor dr = empty_like(r), dtaps = empty_like(taps), dleft = left ? empty_like(left) : left;
+                  const Tensor g = dy.contiguous();
+                  ON_DEVICE(r, temporal_conv3_backward(g, r, taps, left, residual, dr, dtaps, dleft));
+                  return left ? Tensors{dr, dtaps, dleft} : Tensors{dr, dtaps};
+                });
 }
 
 const OpCase& temporal_conv3_case() {
   static const OpCase kCase = {
       .name = "temporal_conv3",
       .run = [](const Tensors& in) -> Tensors {
-        const Tensor left = in.size() > 2 ? in[2] : Tensor();
-        return {temporal_conv3(in[0], in[1], left, in[0].dim(3) == in[1].dim(0))};
+        return {temporal_conv3(in[0], in[1], in.size() > 2 ? in[2] : Tensor())};
       },
       .check = {{{2, 3, 3, 5}, {7, 5, 3, 1}, {2, 3, 5}},
                 {{1, 1, 1, 1}, {1, 1, 3, 1}, {1, 1, 1}},
@@ -160,6 +159,19 @@ const OpCase& temporal_conv3_case() {
                                   i == 1 ? 1 / std::sqrt(3.0 * double(shape[1])) : 1.0);
           },
   };
+  return kCase;
+}
+
+const OpCase& temporal_conv3_residual_case() {
+  static const OpCase kCase = [] {
+    OpCase c = temporal_conv3_case();
+    c.name = "temporal_conv3_residual";
+    c.run = [](const Tensors& in) -> Tensors {
+      return {temporal_conv3(in[0], in[1], in.size() > 2 ? in[2] : Tensor(), true)};
+    };
+    c.check = {{{2, 3, 3, 5}, {5, 5, 3, 1}, {2, 3, 5}}, {{1, 1, 4, 2}, {2, 2, 3, 1}}};
+    return c;
+  }();
   return kCase;
 }
 

@@ -80,9 +80,10 @@ void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, boo
 }
 
 void temporal_conv3_backward(const Tensor& dy, const Tensor& r, const Tensor& taps, const Tensor& left,
-                             Tensor& dr, Tensor& dtaps, Tensor& dleft) {
+                             bool residual, Tensor& dr, Tensor& dtaps, Tensor& dleft) {
   const Frames n(r, taps);
-  mix({dy, n.t, 0, n.t}, taps, 1, true, {dr, n.t, 0, n.t}, false);
+  if (residual) dr.copy_from(dy);
+  mix({dy, n.t, 0, n.t}, taps, 1, true, {dr, n.t, 0, n.t}, residual);
   mix({dy, n.t, 1, n.t - 1}, taps, 0, true, {dr, n.t, 0, n.t - 1}, true);
   mix({dy, n.t, 0, n.t - 1}, taps, 2, true, {dr, n.t, 1, n.t - 1}, true);
   if (left) mix({dy, n.t, 0, 1}, taps, 0, true, {dleft, 1, 0, 1}, false);

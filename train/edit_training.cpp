@@ -54,13 +54,14 @@ StepLoss EditTraining::loss(int64_t step, int64_t micro, Rng& rng) {
   Tensor total;
   int64_t at = 0;
   for (size_t c = 0; c < lengths.size(); ++c) {
-    const Tensor s = source.slice(2, at, at + lengths[c]), x0 = target.slice(2, at, at + lengths[c]);
+    const SourceLatents s = model_.source(source.slice(2, at, at + lengths[c]));
+    const Tensor x0 = target.slice(2, at, at + lengths[c]);
     at += lengths[c];
     const Tensor noise = randn(x0.shape(), rng, DType::f32, device);
     const Tensor v = model_.velocity(add_noise(x0, noise, levels), s, sigma, t, text, &memory);
     const Tensor part = flow_matching_loss(v, noise, x0) * (double(lengths[c]) / double(target.dim(2)));
     total = total.defined() ? total + part : part;
-    if (c + 1 < lengths.size()) memory = model_.remember(x0, s, text, memory);
+    if (c + 1 < lengths.size()) memory = model_.remember(x0, s.latents, text, memory);
   }
   return {total};
 }

@@ -103,6 +103,7 @@ Json Trainer::step() {
   const double norm = grad_norm(params_), lr = config_.schedule.at(steps_done_);
   check(std::isfinite(norm), "train: the gradient norm of step ", steps_done_, " is ", norm);
   optimizer_.step(lr, clip_scale(norm, config_.clip_norm));
+  if (constrain_) constrain_();
   ema_.update(steps_done_);
   zero_grad(params_);
   ++steps_done_;

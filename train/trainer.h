@@ -37,6 +37,8 @@ class Trainer {
   // params: from named_tensors(), whose handles share their gradients with the model. Sets requires_grad.
   Trainer(TrainConfig config, NamedTensors params, StepFn loss_of);
 
+  // Called after every optimizer step, before the average follows: for constraints on the weights.
+  void on_step(std::function<void()> constrain) { constrain_ = std::move(constrain); }
   // Called after every config.sample_every steps and at the end, with the number of steps done, under NoGrad.
   // Sample with the average through EmaScope(trainer.ema(), trainer.params()).
   void on_sample(std::function<void(int64_t steps_done)> sample) { sample_ = std::move(sample); }
@@ -65,6 +67,7 @@ class Trainer {
   AdamW optimizer_;
   Ema ema_;
   Rng rng_;
+  std::function<void()> constrain_;
   std::function<void(int64_t)> sample_;
   int64_t steps_done_ = 0, saved_at_ = -1;
   double last_loss_ = 0;

@@ -211,47 +211,46 @@ class Brook:
         out = self.linear(norm(h, shift, scale), "dit.final_layer.linear")
         return out.unflatten(2, grid).permute(0, 4, 1, 2, 3), memory
 
-    def velocity(self, x, source, sigma, t, *rest):
+    def velocity(self, x, source, basis, sigma, t, *rest):
         u, memory = self.network(torch.cat((x, source), 1), t, *rest)
         if self.config["prediction"] == "velocity":
             return u, memory
-        batch, channels = source.shape[:2]
-        mix = u[:, -9:].unflatten(1, (1, 3, 3))
-        colours = source.unflatten(1, (-1, 1, 3))
-        mixed = (mix * colours).sum(3).flatten(1, 2)
-        x0 = source + F.pad(u[:, :-9], (0,) * 7 + (9,)) + mixed
+        linear = u[:, -9:].unflatten(1, (3, 3)).transpose(1, 2)  # by operand, then by result
+        weights = torch.cat((linear, u[:, -36:-9].unflatten(1, (9, 3))), 1).flatten(3)
+        mixed = torch.einsum("bfkn,bkcn->bfcn", basis, weights).reshape(source.shape)
+        x0 = source + F.pad(u[:, :-36], (0,) * 7 + (36,)) + mixed
         return (x - x0) / sigma.clamp(min=1e-3).reshape(-1, 1, 1, 1, 1), memory
 
 
-class Repeat:
-    """One piece of work: `runs` are ways to do it, check(run) gives the relative error of one of them."""
+def encode_pixels(pixels, basis, p):
+    """[F, H, W, 3] in [0, 1] -> latents [1, C, F, h, w] of p x p patches."""
+    count, height, width, _ = pixels.shape
+    x = (pixels * 2 - 1).reshape(count, height // p, p, width // p, p, 3)
+    return F.linear(x.transpose(2, 3).flatten(3), basis).permute(3, 0, 1, 2)[None].contiguous()
 
-    def __init__(self, path):
-        self.saved, self.meta = read_safetensors(path)
-        self.config = json.loads(self.meta["config"])
-        self.runs = [self.make(dense) for dense in (False, True)]
 
-    def brook(self, dense, trainable=False):
-        weights = {k[len("weights."):]: v.clone() for k, v in self.saved.items() if k.startswith("weights.")}
-        for w in weights.values():
-            w.requires_grad_(trainable)
-        return Brook(weights, self.config, dense)
+def colour_functions(pixels):
+    r, g, b = pixels.clamp(0, 1).unbind(3)
+    high, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
+    chroma = high - low
+    s = ((chroma / (high + 1e-3) - 0.2) / 0.4).clamp(0, 1)
+    weight = s * s * (3 - 2 * s) / (chroma + 1e-3)
+    band = lambda a, f, b, c: (a - f(b, c)).relu().square() * weight
+    opposite = lambda a, b, c: (torch.minimum(b, c) - a).relu().square() * weight
+    yield torch.stack((band(r, torch.maximum, g, b), band(g, torch.maximum, r, b), band(b, torch.maximum, r, g)), 3)
+    yield torch.stack((opposite(b, r, g), opposite(r, g, b), opposite(g, r, b)), 3)
+    luma = 0.299 * r + 0.587 * g + 0.114 * b
+    taps = torch.tensor([0.03465, 0.1197, 0.2150, 0.2613, 0.2150, 0.1197, 0.03465])
+    blur = F.conv2d(F.pad(luma[:, None], (3, 3, 3, 3), "replicate"), (taps[:, None] * taps)[None, None])[:, 0]
+    dark = (blur - luma).relu() / (blur + 0.08)
+    yield torch.stack((luma * luma, dark, dark * dark), 3)
 
-    def text(self):
-        depth = self.config["dit"]["depth"]
-        keys = [(self.saved[f"text.k.{i}"], self.saved[f"text.v.{i}"]) for i in range(depth)]
-        return keys, self.saved["text.mask"].bool()
 
-    def past(self):
-        dit = self.config["dit"]
-        names = lambda i: ("k", "v") if i in dit["softmax_blocks"] else ("kv", "z")
-        blocks = [(tuple(self.saved[f"past.{i}.{n}"] for n in names(i)), self.saved[f"past.{i}.tail"])
-                  for i in range(dit["depth"])]
-        return blocks, int(self.meta["first_frame"])
-
-    def check(self, run):
-        out, want = run().double(), self.saved["out"].double()
-        return float((out - want).abs().max() / want.abs().max())
+def colour_basis(pixels, basis, p):
+    """What models/colour_basis computes of one chunk."""
+    parts = [encode_pixels(pixels, basis, p)]
+    parts += [encode_pixels(planes + 0.5, basis, p) for planes in colour_functions(pixels)]
+    return torch.cat([z.unflatten(1, (-1, 3)).flatten(3) for z in parts], 2)
 
 
 class Forward(Repeat):
@@ -268,13 +267,13 @@ class Chunk(Repeat):
 
         def run():
             frames = self.saved["frames"]
-            count, height, width, _ = frames.shape
-            pixels = (frames.float() * (2 / 255) - 1).reshape(count, height // p, p, width // p, p, 3)
-            source = F.linear(pixels.transpose(2, 3).flatten(3), basis).permute(3, 0, 1, 2)[None].contiguous()
+            pixels = frames.float() / 255
+            source = encode_pixels(pixels, basis, p)
+            functions = colour_basis(pixels, basis, p)
             x = self.saved["noise"]
             for now, after in zip(steps, steps[1:]):
                 level = torch.full((1,), now / 1000)
-                v = brook.velocity(x, source, level, torch.full((1,), float(now)), *keys, *past)[0]
+                v = brook.velocity(x, source, functions, level, torch.full((1,), float(now)), *keys, *past)[0]
                 x = x + v * ((after - now) / 1000)
             brook.network(torch.cat((x, source), 1), torch.zeros(1), *keys, *past)
             patches = F.linear(x[0].permute(1, 2, 3, 0), basis.T).unflatten(-1, (p, p, 3))
@@ -293,7 +292,9 @@ class TrainingStep(Repeat):
         brook = self.brook(dense, trainable=True)
         lr, beta1, beta2, eps, decay = self.saved["adamw"].tolist()
         optimizer = torch.optim.AdamW(brook.w.values(), lr, (beta1, beta2), eps, decay)
-        ids, source, target, noise, sigma = (self.saved[n] for n in ("ids", "source", "target", "noise", "sigma"))
+        ids, source, basis, target, noise, sigma = (
+            self.saved[n] for n in ("ids", "source", "basis", "target", "noise", "sigma")
+        )
         sigma = sigma.float()
         level = sigma.reshape(-1, 1, 1, 1, 1)
 
@@ -302,7 +303,7 @@ class TrainingStep(Repeat):
                 optimizer.zero_grad()
                 keys = brook.text_keys(brook.encode(ids))
                 x = target * (1 - level) + noise * level
-                v, _ = brook.velocity(x, source, sigma, sigma * 1000, keys, ids != 0)
+                v, _ = brook.velocity(x, source, basis, sigma, sigma * 1000, keys, ids != 0)
                 loss = F.mse_loss(v, noise - target)
                 loss.backward()
                 optimizer.step()

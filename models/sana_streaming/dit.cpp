@@ -13,8 +13,9 @@ namespace {
 constexpr float kBlockNormEps = 1e-6f, kTextNormEps = 1e-5f;
 constexpr int64_t kTimeChannels = 256;
 
-// dit.md 1.2: cos then sin of t * 10000^(-i/128); t is truncated to a whole number.
-Tensor time_features(const Tensor& t, Device device) {
+// dit.md 1.2: cos then sin of t * 10000^(-i/128); t is truncated to a whole number. In the type of `weight`, which
+// is the next to read them.
+Tensor time_features(const Tensor& t, const Tensor& weight) {
   const Tensor flat = t.detach().to(Device::cpu).to(DType::f64).contiguous();
   Shape shape = t.shape();
   shape.push_back(kTimeChannels);
@@ -29,7 +30,7 @@ Tensor time_features(const Tensor& t, Device device) {
       row[half + i] = std::sin(angle);
     }
   }
-  return e.to(device);
+  return e.to(weight.device()).to(weight.dtype());
 }
 
 // Row i of a modulation table [B, Tm, rows, C], shaped to broadcast over tokens: [B, Tm, 1, C].
@@ -74,15 +75,15 @@ TextContext Dit::text_context(const Tensor& text, const Tensor& mask) const {
         ", the model takes [B, L, ", config_.caption_channels, "]");
   check(mask.dims() == 2 && mask.dim(0) == text.dim(0) && mask.dim(1) == text.dim(1),
         "dit: text mask has shape ", mask.shape(), " for text ", text.shape());
-  const Tensor y = rms_norm(y_fc2(gelu_tanh(y_fc1(text))), attention_y_norm.weight, kTextNormEps);
+  const Tensor in = text.to(y_fc1.weight.dtype());
+  const Tensor y = rms_norm(y_fc2(gelu_tanh(y_fc1(in))), attention_y_norm.weight, kTextNormEps);
   TextContext context{{}, mask};
   for (const Block& block : blocks) context.keys.push_back(block.cross_attn.text_keys(y));
   return context;
 }
 
 std::pair<Tensor, Tensor> Dit::timestep(double t) const {
-  const Tensor& w = t_embedder_0.weight;
-  const Tensor e = time_features(full({1}, t), w.device()).to(w.dtype());
+  const Tensor e = time_features(full({1}, t), t_embedder_0.weight);
   const Tensor temb = t_embedder_2(silu(t_embedder_0(e)));
   return {temb, t_block(silu(temb)).reshape({6, config_.width})};
 }
@@ -140,8 +141,8 @@ Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text
         " for x ", x.shape());
   const Grid grid{T, x.dim(3), x.dim(4), past ? past->frames : 0};
   const auto [cos, sin] = rope_table(grid.first, T, grid.H, grid.W, C / config_.heads);
-  const Tensor temb =
-      t_embedder_2(silu(t_embedder_0(time_features(t.dims() == 1 ? t.unsqueeze(1) : t, x.device()))));
+  const Tensor features = time_features(t.dims() == 1 ? t.unsqueeze(1) : t, t_embedder_0.weight);
+  const Tensor temb = t_embedder_2(silu(t_embedder_0(features)));
   const int64_t Tm = temb.dim(1);
   if (next) {
     *next = past ? *past : StreamState{};
@@ -153,7 +154,8 @@ Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text
       grid, {cos.to(x.device()), sin.to(x.device())}, t_block(silu(temb)).reshape({B, Tm, 6, C}), text, past,
       next};
 
-  Tensor h = x_embedder(x.permute({0, 2, 3, 4, 1}).reshape({B, T, grid.tokens_per_frame(), -1}));
+  const Tensor in = x.to(x_embedder.weight.dtype()).permute({0, 2, 3, 4, 1});
+  Tensor h = x_embedder(in.reshape({B, T, grid.tokens_per_frame(), -1}));
   for (size_t i = 0; i < blocks.size(); ++i) {
     h = run_block(blocks[i], h, pass, i);
     if (hook) hook(int64_t(i), h.reshape({B, grid.tokens(), C}));

@@ -60,6 +60,11 @@ class Dit {
   // layer and every branch's last layer small.
   void initialise(Rng& rng);
 
+  // Keeps the memory of the GDN blocks from growing: call it after each step of training. The delta rule
+  // overshoots once an eigenvalue of K' B K passes 2; heads * max(k_norm)^2 bounds the largest, since RMSNorm
+  // leaves a mean square of w^2 over all channels and the keys carry 1 / sqrt(D S).
+  void bound_memory();
+
   const DitConfig& config() const { return config_; }
   template <class F>
   void visit(F&& f) {
@@ -85,7 +90,8 @@ class Dit {
   using BlockHook = std::function<void(int64_t block, const Tensor& hidden)>;
 
   // x: [B, 2 * latent channels, T, H, W], noisy target above clean source. t: [B] or per frame [B, T],
-  // in 0..1000. Returns the network's output [B, latent channels, T, H, W].
+  // in 0..1000. Returns the network's output [B, latent channels, T, H, W], in the dtype of the parameters
+  // (all of one; see convert() in nn/module.h).
   //   past    memory of the chunks before (null: none; frames count from 0)
   //   next    when given, receives past plus this chunk, detached: the cache pass
   Tensor operator()(const Tensor& x, const Tensor& t, const TextContext& text,

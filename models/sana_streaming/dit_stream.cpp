@@ -3,11 +3,19 @@
 #include <algorithm>
 #include <cmath>
 
-#include "models/sana_streaming/stream_ops.h"
+#include "ops/attention.h"
+#include "ops/depthwise_glu.h"
 #include "ops/elementwise.h"
 #include "ops/gdn_decay.h"
 #include "ops/gdn_fused.h"
+#include "ops/glu.h"
+#include "ops/modulate.h"
+#include "ops/norm.h"
+#include "ops/norm_rope.h"
+#include "ops/residual_norm.h"
 #include "ops/rope.h"
+#include "ops/shape.h"
+#include "ops/temporal_conv.h"
 
 namespace rivulet {
 namespace {

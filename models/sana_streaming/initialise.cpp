@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "models/sana_streaming/dit.h"
+#include "ops/elementwise.h"
 
 namespace rivulet {
 namespace {
@@ -65,6 +66,16 @@ void Dit::initialise(Rng& rng) {
     const bool time = ends_with(name, "t_block.1.weight");
     fill_linear(t, branch_end && name.find("blocks.") == 0 ? branch_gain : time ? 0.1 : 1, rng);
   });
+}
+
+void Dit::bound_memory() {
+  const NoGrad off;
+  const double largest = std::sqrt(1.9 / double(config_.heads));
+  for (Block& block : blocks)
+    if (!block.softmax) {
+      const Tensor weight = block.gdn.k_norm.weight.detach();
+      weight.copy_from(clamp(weight, -largest, largest));
+    }
 }
 
 }  // namespace rivulet
