@@ -30,6 +30,9 @@ struct OpCase {
   std::vector<bool> differentiable = {};
   // Relative tolerance of the f64 gradient check.
   double tolerance = 1e-6;
+  // Tolerance of the bf16 parity check where an op's kernels round values inside to bf16; 0 means the usual
+  // one.
+  double bf16_tolerance = 0;
 };
 
 // 4 bytes per element of everything in the list.

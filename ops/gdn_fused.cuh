@@ -6,8 +6,8 @@
 
 #include <cooperative_groups.h>
 
-#include "ops/gdn_fused.h"
 #include "ops/gdn.cuh"
+#include "ops/gdn_fused.h"
 
 namespace rivulet::cuda {
 
@@ -46,6 +46,14 @@ struct FusedRows {
   }
 };
 
+// To about two units in the last place of f32, and 0 or 1 far out.
+__device__ inline float sigmoid_of(float x) {
+  float power, y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.4426950408889634f * x));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + power));
+  return y;
+}
+
 // beta logits [B, T, S, H], f32 or bf16.
 struct BetaLogits {
   const void* p;
@@ -58,10 +66,11 @@ struct BetaLogits {
         step_t(x.strides()[1]),
         step_s(x.strides()[2]),
         step_h(x.strides()[3]) {}
-  __device__ float beta(const FusedCell& c, int token) const {
-    const int64_t i = c.b * step_b + c.f * step_t + token * step_s + c.h * step_h;
-    const float x = is_half ? __bfloat162float(static_cast<const half_t*>(p)[i]) : static_cast<const float*>(p)[i];
-    return 1.0f / (1.0f + __expf(-x));
+  __device__ float beta(int b, int f, int token, int h) const {
+    const int64_t i = b * step_b + f * step_t + token * step_s + h * step_h;
+    const float x =
+        is_half ? __bfloat162float(static_cast<const half_t*>(p)[i]) : static_cast<const float*>(p)[i];
+    return sigmoid_of(x);
   }
 };
 
@@ -77,7 +86,9 @@ __device__ inline uint32_t pack2(float a, float b) {
 __device__ inline float2 unpack2(uint32_t x) {
   return {__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)};
 }
-__device__ inline float2 unpack_angle(uint32_t x) { return __half22float2(reinterpret_cast<const __half2&>(x)); }
+__device__ inline float2 unpack_angle(uint32_t x) {
+  return __half22float2(reinterpret_cast<const __half2&>(x));
+}
 
 __device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
@@ -98,8 +109,7 @@ __device__ inline Frag load_frag_transposed(const half_t* p) {
   return f;
 }
 __device__ inline void mma(float* c, const Frag& a, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b0), "r"(b1));
@@ -113,7 +123,8 @@ __host__ __device__ constexpr int padded(int d) { return d + 8; }
 template <int D>
 __device__ Frag tokens_frag(const half_t* x, int token, int channel) {
   const int lane = int(threadIdx.x) % 32;
-  return load_frag_transposed(x + (token + lane / 16 * 8 + lane % 8) * padded(D) + channel + lane / 8 % 2 * 8);
+  return load_frag_transposed(x + (token + lane / 16 * 8 + lane % 8) * padded(D) + channel +
+                              lane / 8 % 2 * 8);
 }
 // B operands of two 8-column tiles, n .. n + 15, at depth k .. k + 15: (r[0], r[1]) and (r[2], r[3]).
 // By rows: the matrix is stored [n][k]; by columns: [k][n].
@@ -177,7 +188,8 @@ __device__ void store_share(void* row, const Share<D>& x) {
   uint32_t* p = static_cast<uint32_t*>(row);
 #pragma unroll
   for (int g = 0; g < D / 32; ++g)
-    *reinterpret_cast<uint4*>(p + 16 * g + 4 * c) = {x.w[4 * g], x.w[4 * g + 1], x.w[4 * g + 2], x.w[4 * g + 3]};
+    *reinterpret_cast<uint4*>(p + 16 * g + 4 * c) = {x.w[4 * g], x.w[4 * g + 1], x.w[4 * g + 2],
+                                                     x.w[4 * g + 3]};
   if constexpr (D % 32 != 0)
     *reinterpret_cast<uint2*>(p + D / 32 * 16 + 2 * c) = {x.w[D / 8 - 2], x.w[D / 8 - 1]};
 }
@@ -187,7 +199,8 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// acc += A X for 16 rows of A in slot order; X [depth slot][column slot] by columns or [column][depth] by rows.
+// acc += A X for 16 rows of A in slot order; X [depth slot][column slot] by columns or [column][depth] by
+// rows.
 template <int D, bool kByRows>
 __device__ void rows_product(float (&acc)[D / 8][4], const Frag (&a)[D / 16], const half_t* x) {
 #pragma unroll
@@ -213,10 +226,12 @@ __device__ void put_rows(Frag (&a)[D / 16], const Share<D>& row, int half) {
   for (int k = 0; k < D / 16; ++k) a[k].r[half] = row.w[2 * k], a[k].r[2 + half] = row.w[2 * k + 1];
 }
 
-// to[slot(i)][slot(j)] = bf16(value(i, j .. j+3)) for a D x D matrix whose rows are read four at a time.
-template <int D, class F>
+// to[slot(i)][slot(j)] = bf16(value(i, j .. j+3)) for a D x D matrix whose rows are read four at a time, by a
+// block of kThreads.
+template <int D, int kThreads, class F>
 __device__ void fill_slots(half_t* to, F&& value) {
-  for (int i = int(threadIdx.x); i < D * D / 4; i += int(blockDim.x)) {
+#pragma unroll 4
+  for (int i = int(threadIdx.x); i < D * D / 4; i += kThreads) {
     const int row = i / (D / 4), column = i % (D / 4) * 4;
     const float4 x = value(row, column);
     half_t* at = to + slot_of<D>(row) * padded(D);
@@ -225,8 +240,11 @@ __device__ void fill_slots(half_t* to, F&& value) {
   }
 }
 
-__device__ inline void copy_16_bytes_async(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+// Writes zeros where there is nothing to read.
+__device__ inline void copy_16_bytes_async(void* shared, const void* global, bool valid = true) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 16 : 0)
+               : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
@@ -244,6 +262,81 @@ struct FusedChain {
 void run_fused_chains(const FusedSizes& n, const half_t* p, const float* p_z, const float* decay,
                       const FusedChain& first, const FusedChain* second);
 
+// P, Pz (saved), A (a, [value, key]) and b of every frame.
+void sum_frames(const FusedSizes& n, const GdnFusedInputs& in, const GdnFusedSaved& saved, float key_scale,
+                float* a, float* b);
+
+// --- Backward ----------------------------------------------------------------------------------------------
+constexpr int kBackWarps = 7, kBackThreads = 32 * kBackWarps, kBackTokens = 16 * kBackWarps;
+
+// What turns a pair of raw channels into features, and gradients back.
+struct FeaturePair {
+  float2 raw, weight, turn;
+  float scale;  // 1 / RMS times what the features are multiplied by
+  __device__ float2 plain() const {
+    return {fmaxf(raw.x * weight.x, 0.0f) * scale, fmaxf(raw.y * weight.y, 0.0f) * scale};
+  }
+  __device__ uint32_t turned(float2 f) const {
+    return pack2(f.x * turn.x - f.y * turn.y, f.x * turn.y + f.y * turn.x);
+  }
+  // The gradient of the normed pair, given those of the turned and the plain features.
+  __device__ float2 back(float2 dturned, float2 dplain, float factor) const {
+    const float x = dturned.x * turn.x + dturned.y * turn.y + dplain.x,
+                y = dturned.y * turn.x - dturned.x * turn.y + dplain.y;
+    return {raw.x * weight.x > 0 ? x * factor : 0.0f, raw.y * weight.y > 0 ? y * factor : 0.0f};
+  }
+  __device__ float product(float2 d) const { return d.x * weight.x * raw.x + d.y * weight.y * raw.y; }
+};
+template <int D>
+__device__ FeaturePair feature_pair(const Share<D>& raw, const Share<D>& angle, const float* weight, int t,
+                                    float scale) {
+  const int channel = owned_channel<D>(t);
+  return {unpack2(raw.w[t]), {weight[channel], weight[channel + 1]}, unpack_angle(angle.w[t]), scale};
+}
+
+// One 16 x 16 block per (strip of this warp, j): the sum over `depth` rows of X' Y.
+template <int D>
+__device__ void add_strip(float (&acc)[D / 16][8], const half_t* x, const half_t* y, int depth) {
+  const int strip = int(threadIdx.x) / 32;
+  if (strip >= D / 16) return;
+  for (int k0 = 0; k0 < depth; k0 += 16) {
+    const Frag a = tokens_frag<D>(x, k0, 16 * strip);
+#pragma unroll
+    for (int j = 0; j < D / 16; ++j) {
+      const Frag b = tokens_frag<D>(y, k0, 16 * j);
+      mma(acc[j], a, b.r[0], b.r[2]);
+      mma(acc[j] + 4, a, b.r[1], b.r[3]);
+    }
+  }
+}
+// f(row, column, pair) for the pairs of this warp's strip.
+template <int D, class F>
+__device__ void for_strip(const float (&acc)[D / 16][8], F&& f) {
+  const int strip = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  if (strip >= D / 16) return;
+#pragma unroll
+  for (int j = 0; j < D / 16; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      f(16 * strip + lane / 4 + e % 2 * 8, 16 * j + e / 2 * 8 + lane % 4 * 2,
+        float2{acc[j][2 * e], acc[j][2 * e + 1]});
+}
+
+// Histories of the gradients that reach the states, and what comes of them: dots [B*T*S, H] are the sums of
+// w dy x over a head's channels, x the raw k and dy the gradient of the normed one.
+struct StateGrads {
+  const float *e, *e_z, *l, *l_z;
+};
+void backward_of_frames(const FusedSizes& n, const GdnFusedInputs& in, const GdnFusedSaved& saved,
+                        float key_scale, const StateGrads& states, float* dots, GdnFusedInputs& grads);
+
+// --- Launches ----------------------------------------------------------------------------------------------
+inline int processors() {
+  int device = 0, count = 0;
+  cuda_check(cudaGetDevice(&device));
+  cuda_check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
 // Asks for more shared memory than a kernel gets unasked.
 template <class... P>
 void allow_shared(void (*kernel)(P...), size_t bytes) {

@@ -33,6 +33,7 @@ GdnResult gdn_fused(const GdnFusedInputs& in, double key_scale, double norm_eps 
 // What the bf16 kernels leave for the backward. D x D matrices of the states are [value, key].
 struct GdnFusedSaved {
   Tensor r;       // [2, B*T*S] f32: 1 / RMS of q~ and of k~
+  Tensor beta;    // [B*T*S, H] f32
   Tensor angles;  // [T*S, D/2] i32: cos and sin as two f16
   Tensor p;       // [B, H, T, D, D] bf16
   Tensor p_z;     // the same in f32

@@ -23,13 +23,11 @@ struct ChainWalk {
         from_start(start != nullptr),
         to_end(end != nullptr) {}
   __device__ int frame(int step) const { return after ? step : t - 1 - step; }
-  __device__ bool absorbs(int step) const {
-    return after ? step > 0 || from_start : step < t - 1 || to_end;
-  }
+  __device__ bool absorbs(int step) const { return after ? step > 0 || from_start : step < t - 1 || to_end; }
 };
 
 template <int D>
-constexpr size_t kChainShared = size_t(kStages) * D * padded(D) * sizeof(half_t);
+constexpr size_t kChainShared = size_t(kStages) * D* padded(D) * sizeof(half_t);
 
 // A warp's 16 values x D keys of a state.
 template <int D>
@@ -48,12 +46,26 @@ __device__ void walk_state(const FusedSizes& n, const FusedChain& chain, const h
 #pragma unroll
       for (int half = 0; half < 2; ++half) f(s[t][2 * half], s[t][2 * half + 1], mine + half * 8 * D + 8 * t);
   };
-  const auto add = [&](int f) {
-    const float* from = chain.add + (int64_t(bh) * n.t + f) * D * D;
-    for_pairs([&](float& x, float& y, int64_t at) {
-      const float2 v = *reinterpret_cast<const float2*>(from + at);
-      x += v.x, y += v.y;
-    });
+  // What the next frame adds, and its decay, are fetched a step ahead.
+  float2 more[D / 8][2];
+  float g = 0;
+  const auto fetch = [&](int step) {
+    if (step >= n.t || !works) return;
+    const int f = walk.frame(step);
+    const float* from = chain.add + (int64_t(bh) * n.t + f) * D * D + mine;
+    g = decay[(int64_t(b) * n.t + f) * n.h + h];
+#pragma unroll
+    for (int t = 0; t < D / 8; ++t)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        more[t][half] = *reinterpret_cast<const float2*>(from + half * 8 * D + 8 * t);
+  };
+  const auto add = [&] {
+#pragma unroll
+    for (int t = 0; t < D / 8; ++t)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        s[t][2 * half] += more[t][half].x, s[t][2 * half + 1] += more[t][half].y;
   };
   const auto write = [&](float* to) {
     for_pairs([&](float x, float y, int64_t at) { *reinterpret_cast<float2*>(to + at) = {x, y}; });
@@ -76,16 +88,20 @@ __device__ void walk_state(const FusedSizes& n, const FusedChain& chain, const h
     });
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) prefetch(step);
+  fetch(0);
 #pragma unroll 1
   for (int step = 0; step < n.t; ++step) {
     const int f = walk.frame(step);
-    if (walk.around) add(f);
+    const float decayed = g;
+    if (walk.around) {
+      add();
+      fetch(step + 1);
+    }
     if (!walk.after) keep(f);
     wait_copies<kStages - 2>();
     __syncthreads();  // this step's P is there; the stage of the step before is free
     prefetch(step + kStages - 1);
     if (walk.absorbs(step) && works) {
-      const float g = decay[(int64_t(b) * n.t + f) * n.h + h];
       const half_t* matrix = stages + step % kStages * D * padded(D);
       Frag high[D / 16], low[D / 16];
 #pragma unroll
@@ -93,32 +109,35 @@ __device__ void walk_state(const FusedSizes& n, const FusedChain& chain, const h
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           float* x = &s[2 * k + i / 2][i % 2 * 2];
-          x[0] *= g, x[1] *= g;
+          x[0] *= decayed, x[1] *= decayed;
           high[k].r[i] = pack2(-x[0], -x[1]);
           const float2 rounded = unpack2(high[k].r[i]);
           low[k].r[i] = pack2(-x[0] - rounded.x, -x[1] - rounded.y);
         }
-      if (!walk.around) add(f);
 #pragma unroll
-      for (int k = 0; k < D / 16; ++k)
+      for (int k = 0; k < D / 16; ++k) {
+        Frag x[D / 16];
 #pragma unroll
-        for (int j = 0; j < D / 16; ++j) {
-          const Frag x = by_rows<D>(matrix, 16 * j, 16 * k);
-          mma(s[2 * j], high[k], x.r[0], x.r[1]);
-          mma(s[2 * j + 1], high[k], x.r[2], x.r[3]);
-          mma(s[2 * j], low[k], x.r[0], x.r[1]);
-          mma(s[2 * j + 1], low[k], x.r[2], x.r[3]);
-        }
-    } else if (!walk.around) {
-      add(f);
+        for (int j = 0; j < D / 16; ++j) x[j] = by_rows<D>(matrix, 16 * j, 16 * k);
+        for (const Frag& a : {high[k], low[k]})
+#pragma unroll
+          for (int j = 0; j < D / 16; ++j) {
+            mma(s[2 * j], a, x[j].r[0], x[j].r[1]);
+            mma(s[2 * j + 1], a, x[j].r[2], x[j].r[3]);
+          }
+      }
+    }
+    if (!walk.around) {
+      add();
+      fetch(step + 1);
     }
     if (walk.after) keep(f);
   }
   if (chain.end != nullptr) write(chain.end + int64_t(bh) * D * D);
 }
 
-// The normaliser: a warp takes every fourth row of Pz, a lane four columns. The next Pz is on its way while
-// the parts of this one are added.
+// The normaliser: a warp takes every fourth row of Pz, a lane four columns. What the next frame needs is on
+// its way while the parts of this one are added.
 template <int D>
 __device__ void walk_normaliser(const FusedSizes& n, const FusedChain& chain, const float* p_z,
                                 const float* decay, float* shared) {
@@ -129,18 +148,22 @@ __device__ void walk_normaliser(const FusedSizes& n, const FusedChain& chain, co
   float s = 0;
   if (chain.start_z != nullptr && i < D) s = chain.start_z[bh * D + i];
   float4 rows[D / 4];
+  float more = 0, g = 0;
   const auto fetch = [&](int step) {
-    if (step >= n.t || !walk.absorbs(step) || column >= D) return;
-    const float* from = p_z + (int64_t(bh) * n.t + walk.frame(step)) * D * D + column;
+    if (step >= n.t) return;
+    const int64_t cell = int64_t(bh) * n.t + walk.frame(step);
+    g = decay[(int64_t(b) * n.t + walk.frame(step)) * n.h + h];
+    more = i < D ? chain.add_z[cell * D + i] : 0;
+    if (!walk.absorbs(step) || column >= D) return;
+    const float* from = p_z + cell * D * D + column;
 #pragma unroll
     for (int j = 0; j < D / 4; ++j) rows[j] = *reinterpret_cast<const float4*>(from + (4 * j + warp) * D);
   };
   fetch(0);
 #pragma unroll 1
   for (int step = 0; step < n.t; ++step) {
-    const int f = walk.frame(step);
-    const int64_t at = (int64_t(bh) * n.t + f) * D + i;
-    const float added = i < D ? chain.add_z[at] : 0;
+    const int64_t at = (int64_t(bh) * n.t + walk.frame(step)) * D + i;
+    const float added = more, decayed = g;
     if (walk.around) s += added;
     if (!walk.after && i < D) chain.kept_z[at] = s;
     if (walk.absorbs(step)) {
@@ -159,7 +182,7 @@ __device__ void walk_normaliser(const FusedSizes& n, const FusedChain& chain, co
       __syncthreads();
       if (i < D) {
         const float product = parts[i] + parts[D + i] + parts[2 * D + i] + parts[3 * D + i];
-        s = decay[(int64_t(b) * n.t + f) * n.h + h] * (s - product);
+        s = decayed * (s - product);
       }
     } else {
       fetch(step + 1);

@@ -154,7 +154,7 @@ double parity_tolerance(DType dtype) {
 
 ParityRow check_parity(const OpCase& op, Device device, DType dtype, bool bench) {
   ParityRow row{.op = op.name, .dtype = dtype, .bench = bench};
-  row.tolerance = parity_tolerance(dtype);
+  row.tolerance = dtype == DType::bf16 && op.bf16_tolerance > 0 ? op.bf16_tolerance : parity_tolerance(dtype);
   try {
     Arena arena(int64_t(bench ? 4096 : 4) << 20, device);
     for (const Shapes& shapes : bench ? op.bench : op.check) check_shapes(op, shapes, device, arena, row);
