@@ -13,8 +13,8 @@ namespace {
 constexpr float kBlockNormEps = 1e-6f, kTextNormEps = 1e-5f;
 constexpr int64_t kTimeChannels = 256;
 
-// dit.md 1.2: cos then sin of t * 10000^(-i/128); t is truncated to a whole number. In the type of `weight`, which
-// is the next to read them.
+// dit.md 1.2: cos then sin of t * 10000^(-i/128); t is truncated to a whole number. In the type of `weight`,
+// which is the next to read them.
 Tensor time_features(const Tensor& t, const Tensor& weight) {
   const Tensor flat = t.detach().to(Device::cpu).to(DType::f64).contiguous();
   Shape shape = t.shape();

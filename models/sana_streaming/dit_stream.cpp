@@ -35,10 +35,18 @@ struct DitStream::Work {
   int64_t slot;
 };
 
-// What is alive at once in a pass, in rows of C values for every token: see softmax() and feed_forward().
-static int64_t scratch_for(const DitConfig& c, int64_t tokens, DType dtype) {
-  constexpr int64_t kRows = 40, kSlack = 16 << 20;
-  return kRows * tokens * c.width * size_of(dtype) + kSlack;
+// What is alive at once in a pass, in rows of C values for every token. With the fused ops that is the
+// largest of: in a softmax block h, q|k|v|gate, q, k, its output and that gated; in the feed-forward layer h,
+// its input, six of the expanded activation and three of the gated one, for a chunk's frames at a time.
+// Without them the delta net's features and their f32 copies come on top.
+static int64_t scratch_for(const FusedDit& model, int64_t tokens, int64_t tokens_at_once) {
+  const DitConfig& c = model.dit.config();
+  const int64_t D = c.width / c.heads, row = c.width * size_of(model.dtype());
+  const bool fused =
+      model.device() == Device::cuda && model.dtype() == DType::bf16 && (D == 32 || D == 64 || D == 112);
+  constexpr int64_t kSlack = 8 << 20;
+  if (!fused) return 40 * tokens * row + kSlack;
+  return std::max(11 * tokens, 13 * tokens_at_once) * row + kSlack;
 }
 
 DitStream::DitStream(const FusedDit& model, const Options& o)
@@ -46,7 +54,7 @@ DitStream::DitStream(const FusedDit& model, const Options& o)
       options_(o),
       S_(o.height * o.width),
       N_(S_ * std::max(o.first_frames, model.dit.config().chunk_frames)),
-      arena_(o.scratch_bytes ? o.scratch_bytes : scratch_for(model.dit.config(), N_, model.dtype()),
+      arena_(o.scratch_bytes ? o.scratch_bytes : scratch_for(model, N_, S_ * model.dit.config().chunk_frames),
              model.device(), Arena::Reuse::yes) {
   check(o.height > 0 && o.width > 0 && o.first_frames > 0, "dit stream: a grid of ", o.height, " x ", o.width,
         " and a first chunk of ", o.first_frames, " frames");
