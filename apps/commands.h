@@ -80,6 +80,18 @@ struct InspectOptions {
 };
 int run_inspect(const InspectOptions& options);
 
+struct BenchDitOptions {
+  std::string model = "sana-streaming-2b";
+  bool random_weights = false;
+  std::string size = "1280x704";
+  int64_t chunks = 40;       // of the stream whose memory and frames per second are measured
+  int64_t text_tokens = 60;  // real ones; padded ones are dropped
+  std::string json;          // the report to write
+  std::string gemm_cache;    // a file of chosen algorithms; empty for the user's cache
+  bool quick = false;        // 8 chunks
+};
+int run_bench_dit(const BenchDitOptions& options);
+
 struct SelftestOptions {
   std::string golden;  // empty: no golden files
   std::string device = "cpu";

@@ -136,6 +136,24 @@ Run add_audit(CLI::App& app) {
   return [o] { return run_audit(*o); };
 }
 
+Run add_bench_dit(CLI::App& app) {
+  auto o = std::make_shared<BenchDitOptions>();
+  app.add_option("--model", o->model, "sana-streaming-2b")->capture_default_str();
+  app.add_flag("--random-weights", o->random_weights, "Make the weights up on the GPU")->required();
+  app.add_option("--size", o->size, "WxH of the video, multiples of 32")->capture_default_str();
+  app.add_option("--chunks", o->chunks, "Chunks of the stream")
+      ->capture_default_str()
+      ->check(CLI::Range(4, 100000));
+  app.add_flag("--quick", o->quick, "8 chunks");
+  app.add_option("--text-tokens", o->text_tokens, "Tokens of the instruction")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--gemm-cache", o->gemm_cache,
+                 "File of the matrix products' chosen algorithms (default: in the user's cache)");
+  app.add_option("--json", o->json, "Write the report here");
+  return [o] { return run_bench_dit(*o); };
+}
+
 Run add_data_pack(CLI::App& app) {
   auto o = std::make_shared<DataPackOptions>();
   app.add_option("in", o->in, "Videos, photos, and footage archives to take over whole")->required();
@@ -196,6 +214,7 @@ constexpr Command kCommands[] = {
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
     {"provenance", "Read the invisible mark of a video", add_provenance},
     {"audit", "Check that an audit log is whole", add_audit},
+    {"bench-dit", "Time the streaming transformer on the GPU", add_bench_dit},
     {"selftest", "Check every op against f64, and the models against golden files", add_selftest},
 };
 

@@ -12,6 +12,7 @@
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/gdn.h"
+#include "ops/gdn_decay.h"
 #include "ops/gdn_fused.h"
 #include "ops/glu.h"
 #include "ops/image.h"
@@ -37,7 +38,7 @@
   X(pow_scalar) X(clamp) X(sigmoid) X(silu) X(relu) X(gelu_tanh) X(softplus) X(tanh)       \
   X(sin) X(cos)                                                                            \
   X(sum) X(mean) X(max) X(softmax) X(logsumexp)                                            \
-  X(matmul) X(linear) X(linear_silu) X(mix)                                                \
+  X(matmul) X(linear) X(linear_silu) X(linear_add) X(mix)                                  \
   X(rms_norm) X(layer_norm)                                                                \
   X(modulate) X(layer_norm_modulate) X(gate_residual)                                      \
   X(gate_residual_norm) X(residual_norm) X(rms_norm_rope)                                  \
@@ -46,7 +47,7 @@
   X(cat) X(stack) X(pad) X(split)                                                          \
   X(attention) X(attention_segments) X(attention_masked)                                   \
   X(rope)                                                                                  \
-  X(gdn) X(gdn_fused)                                                                      \
+  X(gdn) X(gdn_decay) X(gdn_fused)                                                         \
   X(glu_silu) X(mul_silu)                                                                  \
   X(conv2d) X(conv3d) X(conv3d_border)                                                     \
   X(depth_to_space) X(space_to_depth) X(pixel_norm_silu)                                   \

@@ -98,7 +98,9 @@ OpCase gated_case(const char* name, Tensor (*op)(const Tensor&, const Tensor&, c
                 {{1, 1, 1, 2}, {2, 1, 3, 3}, {2}},
                 {{1, 7, 1, 8}, {8, 1, 3, 3}, {8}},
                 {{2, 5, 9, 4}, {4, 1, 3, 3}, {4}}},
-      .bench = {{{3, 18, 32, 768}, {768, 1, 3, 3}, {768}}, {{3, 22, 40, 13440}, {13440, 1, 3, 3}, {13440}}},
+      .bench = {{{3, 18, 32, 768}, {768, 1, 3, 3}, {768}},
+                {{2, 7, 13, 256}, {256, 1, 3, 3}, {256}},
+                {{3, 22, 40, 13440}, {13440, 1, 3, 3}, {13440}}},
       .bytes = [](const Shapes& s) { return bytes_of(s) + bytes_of({s[0]}) / 2; },
       .flops = [](const Shapes& s) { return 19.5 * s[0].numel(); },
       // The backward keeps dm, a product of three normal factors, in bf16: nine of its rounding errors, of

@@ -1,5 +1,6 @@
 #include "ops/depthwise_glu.h"
 
+#include "ops/depthwise_tile.cuh"
 #include "ops/math.cuh"
 #include "tensor/cuda.cuh"
 
@@ -287,6 +288,7 @@ void launch_forward(const Tensor& x, const Tensor& w, const Tensor& bias, const 
 }  // namespace
 
 void depthwise_glu(const Tensor& x, const Tensor& w, const Tensor& bias, bool silu_first, Tensor& y) {
+  if (depthwise_glu_tiled(x, w, bias, silu_first, y)) return;
   dispatch(x, y.dim(3), silu_first, {x, y}, [&]<class T, int N, bool kSilu>() {
     launch_forward<T, N, kSilu, false>(x, w, bias, {}, y);
   });

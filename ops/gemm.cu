@@ -2,11 +2,17 @@
 
 #include <cublasLt.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <cstring>
+#include <limits>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <vector>
 
+#include "ops/gemm_choices.h"
 #include "tensor/cuda.cuh"
 
 namespace rivulet::cuda {
@@ -25,12 +31,26 @@ cudaDataType_t type_of(DType t) {
 
 constexpr size_t kWorkspace = 32 << 20;  // what the library's own Hopper kernels ask for at most
 
+// The library's own description, as plain words.
+using Algorithm = std::array<uint64_t, 8>;
+static_assert(sizeof(Algorithm) == sizeof(cublasLtMatmulAlgo_t));
+Algorithm words_of(const cublasLtMatmulAlgo_t& a) {
+  Algorithm words;
+  std::memcpy(words.data(), &a, sizeof(words));
+  return words;
+}
+cublasLtMatmulAlgo_t library_form(const Algorithm& words) {
+  cublasLtMatmulAlgo_t a;
+  std::memcpy(&a, words.data(), sizeof(a));
+  return a;
+}
+
 // Scratch memory and the choices made so far; neither changes a result.
 struct Library {
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
   std::mutex mutex;
-  std::map<std::array<int64_t, 20>, cublasLtMatmulAlgo_t> chosen;
+  std::map<GemmChoices::Key, Algorithm> chosen;
   Library() {
     lt_check(cublasLtCreate(&handle), "create");
     cuda_check(cudaMalloc(&workspace, kWorkspace));
@@ -98,23 +118,45 @@ uint32_t alignment(const void* p, int64_t step_bytes = 0) {
   return uint32_t(1) << std::countr_zero(uintptr_t(p) | uintptr_t(step_bytes) | 16u);
 }
 
-// The library's first recommendation, remembered by problem. False when it has none.
-bool choose(const Gemm& g, const Description& d, bool bias, cublasLtMatmulAlgo_t& algorithm) {
-  Library& lib = library();
-  const int64_t in = size_of(g.in), out = size_of(g.out);
-  const uint32_t of_a = alignment(g.a, g.batch > 1 ? g.step_a * in : 0),
-                 of_b = alignment(g.b, g.batch > 1 ? g.step_b * in : 0),
-                 of_c = std::min(alignment(g.c, g.batch > 1 ? g.step_c * out : 0),
-                                 alignment(bias ? g.bias : nullptr));
-  const std::array<int64_t, 20> key{
-      g.trans_a,        g.trans_b, g.m,      g.n,      g.k,       g.lda,      g.ldb,       g.ldc,
-      g.batch,          g.step_a,  g.step_b, g.step_c, int(g.in), int(g.out), g.beta != 0, bias,
-      int(g.precision), of_a,      of_b,     of_c};
-  const std::lock_guard lock(lib.mutex);
-  if (const auto found = lib.chosen.find(key); found != lib.chosen.end()) {
-    algorithm = found->second;
-    return true;
-  }
+struct Alignments {
+  uint32_t a, b, c;
+};
+Alignments alignments(const Gemm& g, bool bias) {
+  const int64_t in = g.batch > 1 ? size_of(g.in) : 0, out = g.batch > 1 ? size_of(g.out) : 0;
+  return {alignment(g.a, g.step_a * in), alignment(g.b, g.step_b * in),
+          std::min({alignment(g.c, g.step_c * out), alignment(g.addend, g.step_c * out),
+                    alignment(bias ? g.bias : nullptr)})};
+}
+
+GemmChoices::Key key_of(const Gemm& g, bool bias, const Alignments& at) {
+  return {g.trans_a,
+          g.trans_b,
+          g.m,
+          g.n,
+          g.k,
+          g.lda,
+          g.ldb,
+          g.ldc,
+          g.batch,
+          g.step_a,
+          g.step_b,
+          g.step_c,
+          int(g.in),
+          int(g.out),
+          g.beta != 0,
+          bias,
+          at.a,
+          at.b,
+          at.c,
+          int(g.precision),
+          g.addend != nullptr,
+          0};
+}
+
+using Candidates = std::vector<Algorithm>;
+
+// The library's recommendations, best first; at most `most`.
+Candidates recommendations(const Description& d, const Alignments& at, int most) {
   cublasLtMatmulPreference_t preference = nullptr;
   lt_check(cublasLtMatmulPreferenceCreate(&preference), "preference");
   const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>,
@@ -124,32 +166,200 @@ bool choose(const Gemm& g, const Description& d, bool bias, cublasLtMatmulAlgo_t
     lt_check(cublasLtMatmulPreferenceSetAttribute(preference, which, &value, sizeof(value)), "preference");
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(kWorkspace));
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, of_b);  // its A is our B
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, of_a);
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, of_c);
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, of_c);
-  cublasLtMatmulHeuristicResult_t result{};
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, at.b);  // its A is our B
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, at.a);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, at.c);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, at.c);
+  // Parts of a split sum stay in f32 (f64) until they are added.
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+  const std::unique_ptr<cublasLtMatmulHeuristicResult_t[]> results(
+      new cublasLtMatmulHeuristicResult_t[size_t(most)]());
   int count = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(lib.handle, d.operation, d.b, d.a, d.c, d.c,
-                                                               preference, 1, &result, &count);
-  if (status != CUBLAS_STATUS_SUCCESS || count == 0 || result.state != CUBLAS_STATUS_SUCCESS) return false;
-  lib.chosen.emplace(key, result.algo);
-  algorithm = result.algo;
-  return true;
+  Candidates found;
+  if (cublasLtMatmulAlgoGetHeuristic(library().handle, d.operation, d.b, d.a, d.c, d.c, preference, most,
+                                     results.get(), &count) != CUBLAS_STATUS_SUCCESS)
+    return found;
+  for (int i = 0; i < count; ++i)
+    if (results[i].state == CUBLAS_STATUS_SUCCESS) found.push_back(words_of(results[i].algo));
+  return found;
 }
 
-bool run(const Gemm& g, cublasLtEpilogue_t epilogue) {
-  const Description d(g, epilogue);
-  cublasLtMatmulAlgo_t algorithm;
-  if (!choose(g, d, epilogue == CUBLASLT_EPILOGUE_BIAS, algorithm)) return false;
+cublasStatus_t multiply(const Gemm& g, const Description& d, const Algorithm& words) {
   const float alpha32 = float(g.alpha), beta32 = float(g.beta);
   const bool f64 = g.in == DType::f64;
   const void* alpha = f64 ? static_cast<const void*>(&g.alpha) : &alpha32;
   const void* beta = f64 ? static_cast<const void*>(&g.beta) : &beta32;
   Library& lib = library();
-  lt_check(cublasLtMatmul(lib.handle, d.operation, alpha, g.b, d.b, g.a, d.a, beta, g.c, d.c, g.c, d.c,
-                          &algorithm, lib.workspace, kWorkspace, stream()),
-           "matmul");
+  const cublasLtMatmulAlgo_t algorithm = library_form(words);
+  return cublasLtMatmul(lib.handle, d.operation, alpha, g.b, d.b, g.a, d.a, beta, g.addend ? g.addend : g.c,
+                        d.c, g.c, d.c, &algorithm, lib.workspace, kWorkspace, stream());
+}
+
+// --- Timed choice ----------------------------------------------------------------------------------------
+
+__global__ void fill_random(void* to, int64_t n, DType type, uint32_t seed) {
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * blockDim.x) {
+    uint32_t h = uint32_t(i) * 2654435761u ^ seed;
+    h = (h ^ (h >> 15)) * 2246822519u;
+    h = (h ^ (h >> 13)) * 3266489917u;
+    const float x = float(h >> 8) * (2.0f / 16777216.0f) - 1.0f;
+    if (type == DType::f64)
+      static_cast<double*>(to)[i] = x;
+    else if (type == DType::f32)
+      static_cast<float*>(to)[i] = x;
+    else
+      static_cast<__nv_bfloat16*>(to)[i] = __float2bfloat16(x);
+  }
+}
+
+// Scratch operands like those of a product. The weights (b) come in several copies, used in turn, so that
+// they are read from memory as they are when other layers ran in between.
+class Rehearsal {
+ public:
+  explicit Rehearsal(const Gemm& like) : g_(like) {
+    const int64_t in = size_of(g_.in), out = size_of(g_.out);
+    const int64_t rows_a = g_.trans_a ? g_.k : g_.m, rows_b = g_.trans_b ? g_.n : g_.k;
+    const int64_t bytes_a = ((g_.batch - 1) * g_.step_a + rows_a * g_.lda) * in,
+                  bytes_b = ((g_.batch - 1) * g_.step_b + rows_b * g_.ldb) * in,
+                  bytes_c = ((g_.batch - 1) * g_.step_c + g_.m * g_.ldc) * out;
+    constexpr int64_t kCold = 96 << 20;  // more than any second-level cache here holds
+    copies_ = std::clamp<int64_t>(kCold / std::max<int64_t>(bytes_b, 1), 1, 16);
+    step_b_ = (bytes_b + 255) / 256 * 256;
+    g_.a = random(bytes_a, g_.in, g_.a);
+    b_ = static_cast<char*>(random(copies_ * step_b_ + 256, g_.in, g_.b));
+    g_.c = random(bytes_c, g_.out, g_.c);
+    if (g_.addend) g_.addend = random(bytes_c, g_.out, g_.addend);
+    if (g_.bias) g_.bias = random(g_.n * out, g_.out, g_.bias);
+    for (cudaEvent_t& e : event_) cuda_check(cudaEventCreate(&e));
+  }
+  ~Rehearsal() {
+    cudaStreamSynchronize(stream());
+    for (void* p : owned_) cudaFree(p);
+    for (cudaEvent_t e : event_) cudaEventDestroy(e);
+  }
+  Rehearsal(const Rehearsal&) = delete;
+  Rehearsal& operator=(const Rehearsal&) = delete;
+
+  // Microseconds of one product, the least of `trials` runs of `length`; infinite when it is refused.
+  double time(const Description& d, const Algorithm& algorithm, int trials, int length) {
+    double best = std::numeric_limits<double>::infinity();
+    for (int t = 0; t < trials; ++t) {
+      cuda_check(cudaEventRecord(event_[0], stream()));
+      for (int i = 0; i < length; ++i) {
+        g_.b = b_ + (turn_++ % copies_) * step_b_;
+        if (multiply(g_, d, algorithm) != CUBLAS_STATUS_SUCCESS) {
+          cudaGetLastError();
+          return best;
+        }
+      }
+      cuda_check(cudaEventRecord(event_[1], stream()));
+      cuda_check(cudaEventSynchronize(event_[1]));
+      float ms = 0;
+      cuda_check(cudaEventElapsedTime(&ms, event_[0], event_[1]));
+      best = std::min(best, 1e3 * double(ms) / length);
+    }
+    return best;
+  }
+  const Gemm& gemm() const { return g_; }
+
+ private:
+  // Of the same alignment as `like`.
+  void* random(int64_t bytes, DType type, const void* like) {
+    void* p = nullptr;
+    cuda_check(cudaMalloc(&p, size_t(bytes + 256)));
+    owned_.push_back(p);
+    launch({1024, kThreads}, fill_random, p, bytes / size_of(type), type, uint32_t(owned_.size()));
+    return static_cast<char*>(p) + uintptr_t(like) % 16;
+  }
+  Gemm g_;
+  char* b_ = nullptr;
+  int64_t copies_ = 1, step_b_ = 0, turn_ = 0;
+  std::vector<void*> owned_;
+  cudaEvent_t event_[2] = {};
+};
+
+std::array<int64_t, 4> configuration(const Algorithm& words) {
+  const cublasLtMatmulAlgo_t a = library_form(words);
+  std::array<int64_t, 4> out{};
+  const cublasLtMatmulAlgoConfigAttributes_t which[] = {
+      CUBLASLT_ALGO_CONFIG_TILE_ID, CUBLASLT_ALGO_CONFIG_STAGES_ID, CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
+      CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID};
+  for (size_t i = 0; i < 4; ++i) {
+    uint64_t value = 0;
+    size_t written = 0;
+    cublasLtMatmulAlgoConfigGetAttribute(&a, which[i], &value, i == 3 ? 2 : 4, &written);
+    out[i] = int64_t(value);
+  }
+  return out;
+}
+
+GemmChoice timed_choice(const Gemm& g, cublasLtEpilogue_t epilogue, const Candidates& candidates) {
+  Rehearsal rehearsal(g);
+  const Description d(rehearsal.gemm(), epilogue);
+  rehearsal.time(d, candidates[0], 1, 4);  // wakes the clocks
+  struct Timed {
+    double us;
+    size_t index;
+  };
+  const auto faster = [](const Timed& a, const Timed& b) { return a.us < b.us; };
+  std::vector<Timed> order;
+  for (size_t i = 0; i < candidates.size(); ++i) order.push_back({rehearsal.time(d, candidates[i], 2, 3), i});
+  std::sort(order.begin(), order.end(), faster);
+  constexpr size_t kFinalists = 6;
+  if (order.size() > kFinalists) order.erase(order.begin() + kFinalists, order.end());
+  for (Timed& t : order) t.us = rehearsal.time(d, candidates[t.index], 3, 10);
+  const Timed best = *std::min_element(order.begin(), order.end(), faster);
+  GemmChoice choice;
+  choice.algorithm = candidates[best.index];
+  choice.best_us = best.us;
+  choice.first_us = rehearsal.time(d, candidates[0], 3, 10);
+  choice.configuration = configuration(candidates[best.index]);
+  return choice;
+}
+
+// The algorithm of a product. False when the library has nothing for it.
+bool choose(const Gemm& g, const Description& d, cublasLtEpilogue_t epilogue, Algorithm& algorithm) {
+  Library& lib = library();
+  const bool bias = epilogue == CUBLASLT_EPILOGUE_BIAS;
+  const Alignments at = alignments(g, bias);
+  const GemmChoices::Key key = key_of(g, bias, at);
+  const GemmScope::Current scope = GemmScope::current();
+  if (scope.choices) {
+    const GemmChoice* choice = scope.choices->find(key);
+    if (!choice && scope.time_new) {
+      cudaStreamCaptureStatus capturing{};
+      cuda_check(cudaStreamIsCapturing(stream(), &capturing));
+      check(capturing == cudaStreamCaptureStatusNone, "gemm: [", g.m, ", ", g.k, "] x [", g.k, ", ", g.n,
+            "] has no chosen algorithm, and none can be timed while a graph is captured");
+      constexpr int kMost = 64;
+      const Candidates candidates = recommendations(d, at, kMost);
+      if (candidates.empty()) return false;
+      scope.choices->put(key, timed_choice(g, epilogue, candidates));
+      choice = scope.choices->find(key);
+    }
+    if (choice) {
+      algorithm = choice->algorithm;
+      return true;
+    }
+  }
+  const std::lock_guard lock(lib.mutex);
+  if (const auto found = lib.chosen.find(key); found != lib.chosen.end()) {
+    algorithm = found->second;
+    return true;
+  }
+  const Candidates candidates = recommendations(d, at, 1);
+  if (candidates.empty()) return false;
+  algorithm = candidates[0];
+  lib.chosen.emplace(key, algorithm);
+  return true;
+}
+
+bool run(const Gemm& g, cublasLtEpilogue_t epilogue) {
+  const Description d(g, epilogue);
+  Algorithm algorithm;
+  if (!choose(g, d, epilogue, algorithm)) return false;
+  lt_check(multiply(g, d, algorithm), "matmul");
   return true;
 }
 
@@ -177,10 +387,12 @@ void put_bias(const Gemm& g, bool add) {
 
 }  // namespace
 
+int64_t cublaslt_version() { return int64_t(cublasLtGetVersion()); }
+
 void gemm(const Gemm& g) {
   if (g.m == 0 || g.n == 0 || g.batch == 0) return;
   if (g.k == 0) {
-    check(g.beta == 0, "gemm: k is 0");
+    check(g.beta == 0, "gemm: k is 0 and there is something to add to");
     return put_bias(g, false);
   }
   // f64 has no fused bias; other refusals are met in the same way.

@@ -1,9 +1,9 @@
 // The matrix product that CUDA ops stand on, by cuBLASLt. Row-major:
 //
-//   C[m, n] = alpha * op(A)[m, k] * op(B)[k, n] + beta * C + bias[n]
+//   C[m, n] = alpha * op(A)[m, k] * op(B)[k, n] + beta * E[m, n] + bias[n],      E is C unless given
 //
 // A and B have one dtype (f32, f64, bf16), sums are f32 (f64 for f64). The same call gives the same bits in
-// every run.
+// every run; ops/gemm_choices.h says how its algorithm is chosen.
 #pragma once
 
 #include "tensor/tensor.h"
@@ -23,7 +23,8 @@ struct Gemm {
   int64_t batch = 1, step_a = 0, step_b = 0, step_c = 0;
   DType in = DType::f32, out = DType::f32;  // f32 output of bf16 inputs is possible
   double alpha = 1, beta = 0;
-  const void* bias = nullptr;  // of dtype `out`; added to every row
+  const void* addend = nullptr;  // E, of dtype `out`, laid out as C
+  const void* bias = nullptr;    // of dtype `out`; added to every row
   Precision precision = Precision::full;
 };
 

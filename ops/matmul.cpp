@@ -75,6 +75,10 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y) {
 void linear_silu(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y) {
   activated_linear(x, w, bias, Activation::silu, y);
 }
+void linear_add(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& addend, Tensor& y) {
+  linear(x, w, bias, y);
+  y.add_in_place(addend);
+}
 
 }  // namespace cpu
 
@@ -150,27 +154,51 @@ Tensor linear_silu(const Tensor& x, const Tensor& w, const Tensor& bias) {
   return y;
 }
 
-Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias) {
-  if (needs_f32({x, w, bias}))
-    return through_f32({x, w, bias}, [](const Tensors& t) { return linear(t[0], t[1], t[2]); });
+namespace {
+// linear and linear_add, by whether there is an addend.
+Tensor product_and_sum(const char* who, const Tensor& x, const Tensor& w, const Tensor& bias,
+                       const Tensor& addend) {
   check_linear(x, w, bias);
   Shape shape = x.shape();
   shape[shape.size() - 1] = w.dim(0);
+  check(!addend || addend.shape() == shape, who, ": addend has shape ", addend ? addend.shape() : Shape{},
+        ", the product ", shape);
   const Tensor rows = as_rows(x), dense_bias = bias ? bias.detach().contiguous() : Tensor();
   Tensor y({rows.dim(0), w.dim(0)}, x.dtype(), x.device());
-  ON_DEVICE(y, linear(rows, w.detach(), dense_bias, y));
+  if (addend)
+    ON_DEVICE(y, linear_add(rows, w.detach(), dense_bias, as_rows(addend.detach().contiguous()), y));
+  else
+    ON_DEVICE(y, linear(rows, w.detach(), dense_bias, y));
   Tensors inputs = {x, w};
   if (bias) inputs.push_back(bias);
+  if (addend) inputs.push_back(addend);
   const bool need_x = x.requires_grad(), need_w = w.requires_grad(), need_b = bias && bias.requires_grad();
-  return record("linear", y.reshape(shape), inputs,
-                [=, w = w.detach(), x_shape = x.shape(), has_bias = bool(bias)](const Tensor& dy) -> Tensors {
+  return record(who, y.reshape(shape), inputs,
+                [=, w = w.detach(), x_shape = x.shape(), has_bias = bool(bias),
+                 has_addend = bool(addend)](const Tensor& dy) -> Tensors {
                   const Tensor g = as_rows(dy);
                   Tensors grads = {need_x ? product(g, w).reshape(x_shape) : Tensor(),
                                    need_w ? product(g.transpose(0, 1), rows) : Tensor()};
                   if (has_bias)
                     grads.push_back(need_b ? sum_to(g, {1, g.dim(1)}).reshape({g.dim(1)}) : Tensor());
+                  if (has_addend) grads.push_back(dy);
                   return grads;
                 });
+}
+}  // namespace
+
+Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias) {
+  if (needs_f32({x, w, bias}))
+    return through_f32({x, w, bias}, [](const Tensors& t) { return linear(t[0], t[1], t[2]); });
+  return product_and_sum("linear", x, w, bias, {});
+}
+
+Tensor linear_add(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& addend) {
+  if (needs_f32({x, w, bias, addend}))
+    return through_f32({x, w, bias, addend},
+                       [](const Tensors& t) { return linear_add(t[0], t[1], t[2], t[3]); });
+  check_same_type("linear_add", {x, w, bias, addend});
+  return product_and_sum("linear_add", x, w, bias, addend);
 }
 
 // --- Cases -------------------------------------------------------------------------------------------
@@ -220,6 +248,17 @@ const OpCase& linear_silu_case() {
       },
       .check = {{{3, 5}, {4, 5}, {4}}, {{1}, {1, 1}}, {{2, 3, 4}, {7, 4}, {7}}, {{18, 9}, {35, 9}}},
       .bench = {{{1728, 128}, {768, 128}, {768}}},
+      .bytes = [](const Shapes& s) { return bytes_of(s) + 4.0 * double(s[0].numel() / s[1][1] * s[1][0]); },
+      .flops = [](const Shapes& s) { return 2.0 * double(s[0].numel() * s[1][0]); }};
+  return the_case;
+}
+
+const OpCase& linear_add_case() {
+  static const OpCase the_case = {
+      .name = "linear_add",
+      .run = [](const Tensors& in) -> Tensors { return {linear_add(in[0], in[1], in[2], in[3])}; },
+      .check = {{{3, 5}, {4, 5}, {4}, {3, 4}}, {{1}, {1, 1}, {1}, {1}}, {{2, 3, 4}, {7, 4}, {7}, {2, 3, 7}}},
+      .bench = {{{1728, 128}, {384, 128}, {384}, {1728, 384}}},
       .bytes = [](const Shapes& s) { return bytes_of(s) + 4.0 * double(s[0].numel() / s[1][1] * s[1][0]); },
       .flops = [](const Shapes& s) { return 2.0 * double(s[0].numel() * s[1][0]); }};
   return the_case;

@@ -65,7 +65,12 @@ void matmul(const Tensor& a_any, const Tensor& b_any, Tensor& y) {
   }
 }
 
-void linear(const Tensor& x_any, const Tensor& w_any, const Tensor& bias, Tensor& y) {
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y) {
+  linear_add(x, w, bias, {}, y);
+}
+
+void linear_add(const Tensor& x_any, const Tensor& w_any, const Tensor& bias, const Tensor& addend,
+                Tensor& y) {
   const Tensor x = readable(x_any), w = readable(w_any);
   const Layout lx = layout_of(x), lw = layout_of(w);
   Gemm g{.trans_a = lx.transposed, .trans_b = !lw.transposed, .m = y.dim(0), .n = y.dim(1), .k = x.dim(1)};
@@ -77,6 +82,8 @@ void linear(const Tensor& x_any, const Tensor& w_any, const Tensor& bias, Tensor
   g.ldc = g.n;
   g.in = g.out = y.dtype();
   g.bias = bias ? bias.raw() : nullptr;
+  g.addend = addend ? addend.raw() : nullptr;
+  g.beta = addend ? 1 : 0;
   gemm(g);
 }
 

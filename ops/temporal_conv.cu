@@ -23,8 +23,10 @@ struct Run {
   int64_t step() const { return frames * x.dim(-2) * x.dim(-1); }
 };
 
-// to = from * W_k' (or W_k when transposed), added to what is there when `add`.
-void mix(const Run& from, const Tensor& taps, int k, bool transposed, const Run& to, bool add) {
+// to = from * W_k' (or W_k when transposed), added to what is there when `add`, or to the addend, which is
+// all of a tensor as large as to's.
+void mix(const Run& from, const Tensor& taps, int k, bool transposed, const Run& to, bool add,
+         const Tensor& addend = {}) {
   if (from.count == 0) return;
   Gemm g;
   g.trans_b = !transposed;
@@ -41,7 +43,8 @@ void mix(const Run& from, const Tensor& taps, int k, bool transposed, const Run&
   g.step_a = from.step();
   g.step_c = to.step();
   g.in = g.out = from.x.dtype();
-  g.beta = add ? 1 : 0;
+  g.beta = add || addend ? 1 : 0;
+  g.addend = addend ? addend.raw() : nullptr;
   gemm(g);
 }
 
@@ -68,11 +71,9 @@ void correlate(const Run& dy, const Run& x, const Tensor& parts, bool add) {
 
 }  // namespace
 
-void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, bool residual,
-                    Tensor& y) {
+void temporal_conv3(const Tensor& r, const Tensor& taps, const Tensor& left, bool residual, Tensor& y) {
   const int64_t t = r.dim(1);
-  if (residual) y.copy_from(r);
-  mix({r, t, 0, t}, taps, 1, false, {y, t, 0, t}, residual);
+  mix({r, t, 0, t}, taps, 1, false, {y, t, 0, t}, false, residual ? r : Tensor());
   mix({r, t, 0, t - 1}, taps, 0, false, {y, t, 1, t - 1}, true);
   mix({r, t, 1, t - 1}, taps, 2, false, {y, t, 0, t - 1}, true);
   if (left) mix({left, 1, 0, 1}, taps, 0, false, {y, t, 0, 1}, true);

@@ -65,6 +65,18 @@ std::string device_name() {
   return properties.name;
 }
 
+std::string driver_version() {
+  int version = 0;
+  cuda_check(cudaDriverGetVersion(&version));
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+int64_t bytes_in_use() {
+  size_t free_bytes = 0, total = 0;
+  cuda_check(cudaMemGetInfo(&free_bytes, &total));
+  return int64_t(total - free_bytes);
+}
+
 void synchronize() { cuda_check(cudaStreamSynchronize(stream())); }
 
 void* record_event() {
@@ -82,6 +94,12 @@ double seconds_between(void* earlier, void* later) {
 void destroy_event(void* event) { cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
 
 MemoryUse memory() { return {bytes_now.load(), bytes_peak.load()}; }
+
+void trim() {
+  synchronize();
+  cuda_check(cudaMemPoolTrimTo(context().pool, 0));
+  bytes_peak = bytes_now.load();
+}
 
 void* allocate(int64_t bytes) {
   const Context& c = context();

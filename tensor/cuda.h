@@ -10,6 +10,7 @@ namespace rivulet {
 namespace cuda {
 bool available();
 std::string device_name();
+std::string driver_version();  // "13.0": of CUDA, that the driver offers
 void synchronize();
 MemoryUse memory();
 
@@ -17,6 +18,9 @@ MemoryUse memory();
 void* record_event();
 double seconds_between(void* earlier, void* later);
 void destroy_event(void* event);
+int64_t bytes_in_use();
+// Gives memory that no tensor holds back to the driver, and lets the peak of memory() start anew.
+void trim();
 }  // namespace cuda
 
 // True when this build has CUDA kernels and the machine has a GPU that they can run on.
@@ -57,6 +61,16 @@ class GpuMark {
 inline MemoryUse cuda_memory() {
   if constexpr (kHasCuda) return cuda::memory();
   return {};
+}
+
+// Bytes of the GPU that are taken, by whomever and for whatever: contexts, code and pools included.
+inline int64_t cuda_bytes_in_use() {
+  if constexpr (kHasCuda) return cuda::bytes_in_use();
+  return 0;
+}
+
+inline void cuda_trim() {
+  if constexpr (kHasCuda) cuda::trim();
 }
 
 }  // namespace rivulet

@@ -122,11 +122,41 @@ struct Arena::Block {
   char* base;
   int64_t capacity;
   Device device;
-  int64_t used = 0;
+  const bool reuse;
+  int64_t used = 0, peak = 0;
   std::atomic<int64_t> live{0};
-  Block(int64_t capacity, Device device)
-      : base(static_cast<char*>(allocate_on(device, capacity))), capacity(capacity), device(device) {}
+  std::map<int64_t, int64_t> taken;  // offset and size of every living piece, when reuse is on
+  Block(int64_t capacity, Device device, bool reuse)
+      : base(static_cast<char*>(allocate_on(device, capacity))),
+        capacity(capacity),
+        device(device),
+        reuse(reuse) {}
   ~Block() { release_on(device, base, capacity); }
+
+  int64_t take(int64_t bytes) {
+    const int64_t size = std::max(round_up(bytes), kAlignment);
+    int64_t at = used;
+    if (reuse) {
+      at = 0;
+      for (const auto& [offset, length] : taken) {
+        if (offset - at >= size) break;
+        at = offset + length;
+      }
+    }
+    check(at + size <= capacity, "arena: asked for ", bytes, " bytes, ", used, " of ", capacity,
+          " are in use");
+    if (reuse) taken[at] = size;
+    used = std::max(used, at + size);
+    peak = std::max(peak, used);
+    ++live;
+    return at;
+  }
+  void give(int64_t at) {
+    --live;
+    if (!reuse) return;
+    taken.erase(at);
+    used = taken.empty() ? 0 : taken.rbegin()->first + taken.rbegin()->second;
+  }
 };
 
 namespace {
@@ -136,12 +166,8 @@ thread_local std::shared_ptr<Arena::Block> current_arena;
 std::shared_ptr<Storage> Storage::allocate(int64_t bytes, Device device) {
   check(bytes >= 0, "storage: asked for ", bytes, " bytes");
   if (const auto block = current_arena; block && block->device == device) {
-    check(block->used + round_up(bytes) <= block->capacity, "arena: asked for ", bytes, " bytes, ",
-          block->used, " of ", block->capacity, " are in use");
-    void* p = block->base + block->used;
-    block->used += round_up(bytes);
-    ++block->live;
-    return borrow(p, bytes, device, [block] { --block->live; });
+    const int64_t at = block->take(bytes);
+    return borrow(block->base + at, bytes, device, [block, at] { block->give(at); });
   }
   void* p = allocate_on(device, bytes);
   return borrow(p, bytes, device, [device, p, bytes] { release_on(device, p, bytes); });
@@ -158,7 +184,8 @@ Storage::~Storage() {
 
 MemoryUse cpu_memory() { return {bytes_now.load(), bytes_peak.load(), spare_blocks().held()}; }
 
-Arena::Arena(int64_t capacity, Device device) : block_(std::make_shared<Block>(capacity, device)) {}
+Arena::Arena(int64_t capacity, Device device, Reuse reuse)
+    : block_(std::make_shared<Block>(capacity, device, reuse == Reuse::yes)) {}
 Arena::~Arena() = default;
 
 void Arena::reset() {
@@ -166,6 +193,7 @@ void Arena::reset() {
   block_->used = 0;
 }
 int64_t Arena::used() const { return block_->used; }
+int64_t Arena::peak() const { return block_->peak; }
 int64_t Arena::capacity() const { return block_->capacity; }
 
 ArenaScope::ArenaScope(Arena& arena) : previous_(std::move(current_arena)) { current_arena = arena.block_; }

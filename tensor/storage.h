@@ -45,15 +45,21 @@ MemoryUse cpu_memory();
 //   Arena arena(64 << 20);
 //   { ArenaScope use(arena); step(); }     // everything allocated here lives in the arena
 //   arena.reset();                         // throws if a tensor of the step is still alive
+//
+// With Reuse::yes the room of a tensor that has died serves the next one that fits, lowest address first:
+// addresses still repeat with the step, and it needs the room of the tensors alive at one time only. Then the
+// arena belongs to one thread, and on a GPU to work in stream order.
 class Arena {
  public:
-  explicit Arena(int64_t capacity, Device device = Device::cpu);
+  enum class Reuse : uint8_t { no, yes };
+  explicit Arena(int64_t capacity, Device device = Device::cpu, Reuse reuse = Reuse::no);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
   void reset();
-  int64_t used() const;
+  int64_t used() const;  // the room up to the end of the last tensor
+  int64_t peak() const;  // the most used so far
   int64_t capacity() const;
   struct Block;
 

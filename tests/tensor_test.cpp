@@ -357,6 +357,30 @@ TEST_CASE("an arena refuses a reset while a tensor lives, and more than it holds
   CHECK_NOTHROW(arena.reset());
 }
 
+TEST_CASE("an arena that reuses room gives a repeated step the same addresses in the room of its living") {
+  Arena arena(4096, Device::cpu, Arena::Reuse::yes);
+  const auto step = [&] {
+    const ArenaScope use(arena);
+    std::vector<void*> at;
+    Tensor kept({200});  // 800 bytes
+    for (int i = 0; i < 20; ++i) {
+      const Tensor small({64}), large({300 - i});
+      kept = Tensor({200 + i});
+      for (const Tensor& t : {small, large, kept}) at.push_back(t.raw());
+      small.fill(1), large.fill(2), kept.fill(3);
+      CHECK(small.data<float>()[63] == 1);
+      CHECK(large.data<float>()[299 - i] == 2);
+    }
+    return at;
+  };
+  const auto first = step();
+  CHECK(arena.used() == 0);
+  CHECK(arena.peak() <= 4096);
+  CHECK(arena.peak() >= 256 + 1200 + 800);
+  arena.reset();
+  CHECK(step() == first);
+}
+
 TEST_CASE("arena scopes nest and end") {
   Arena outer(4096), inner(4096);
   const ArenaScope use_outer(outer);

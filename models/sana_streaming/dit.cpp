@@ -83,6 +83,12 @@ TextContext Dit::text_context(const Tensor& text, const Tensor& mask) const {
   return context;
 }
 
+std::pair<Tensor, Tensor> Dit::timestep(double t) const {
+  const Tensor e = time_features(full({1}, t), t_embedder_0.weight);
+  const Tensor temb = t_embedder_2(silu(t_embedder_0(e)));
+  return {temb, t_block(silu(temb)).reshape({6, config_.width})};
+}
+
 // Everything that is the same for all blocks of one pass.
 struct Dit::Pass {
   Grid grid;

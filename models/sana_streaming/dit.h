@@ -80,6 +80,9 @@ class Dit {
     f("final_layer.linear", final_linear);
   }
 
+  // What the blocks and the output layer add to their tables at timestep t: temb [1, C] and t0 [6, C].
+  std::pair<Tensor, Tensor> timestep(double t) const;
+
   // text [B, L, caption channels], mask [B, L] u8 (1 = real token).
   TextContext text_context(const Tensor& text, const Tensor& mask) const;
 
