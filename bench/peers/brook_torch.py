@@ -252,6 +252,37 @@ def colour_basis(pixels, basis, p):
     return torch.cat([z.unflatten(1, (-1, 3)).flatten(3) for z in parts], 2)
 
 
+class Repeat:
+    """One piece of work: `runs` are ways to do it, check(run) gives the relative error of one of them."""
+
+    def __init__(self, path):
+        self.saved, self.meta = read_safetensors(path)
+        self.config = json.loads(self.meta["config"])
+        self.runs = [self.make(dense) for dense in (False, True)]
+
+    def brook(self, dense, trainable=False):
+        weights = {k[len("weights."):]: v.clone() for k, v in self.saved.items() if k.startswith("weights.")}
+        for w in weights.values():
+            w.requires_grad_(trainable)
+        return Brook(weights, self.config, dense)
+
+    def text(self):
+        depth = self.config["dit"]["depth"]
+        keys = [(self.saved[f"text.k.{i}"], self.saved[f"text.v.{i}"]) for i in range(depth)]
+        return keys, self.saved["text.mask"].bool()
+
+    def past(self):
+        dit = self.config["dit"]
+        names = lambda i: ("k", "v") if i in dit["softmax_blocks"] else ("kv", "z")
+        blocks = [(tuple(self.saved[f"past.{i}.{n}"] for n in names(i)), self.saved[f"past.{i}.tail"])
+                  for i in range(dit["depth"])]
+        return blocks, int(self.meta["first_frame"])
+
+    def check(self, run):
+        out, want = run().double(), self.saved["out"].double()
+        return float((out - want).abs().max() / want.abs().max())
+
+
 class Forward(Repeat):
     def make(self, dense):
         brook, keys, past = self.brook(dense), self.text(), self.past()
