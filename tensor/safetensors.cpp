@@ -1,8 +1,6 @@
 #include "tensor/safetensors.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -10,6 +8,7 @@
 #include <set>
 
 #include "tensor/autograd.h"
+#include "tensor/mapped_file.h"
 
 namespace rivulet {
 namespace {
@@ -17,18 +16,21 @@ namespace {
 using nlohmann::json;
 constexpr uint64_t kMaxHeader = 100u << 20;
 
-struct DTypeName {
+struct TypeName {
   const char* name;
-  DType dtype;
+  FileType type;
 };
-constexpr DTypeName kNames[] = {
-    {"F64", DType::f64},         {"F32", DType::f32},     {"BF16", DType::bf16}, {"F16", DType::f16},
-    {"I64", DType::i64},         {"I32", DType::i32},     {"U8", DType::u8},     {"F8_E4M3", DType::f8_e4m3},
-    {"F8_E5M2", DType::f8_e5m2}, {"F4", DType::f4_e2m1x2}};
+// A type's own name comes before those that are widened to it.
+constexpr TypeName kNames[] = {
+    {"F64", {DType::f64, 8}},      {"F32", {DType::f32, 4}},         {"BF16", {DType::bf16, 2}},
+    {"F16", {DType::f16, 2}},      {"I64", {DType::i64, 8}},         {"I32", {DType::i32, 4}},
+    {"U8", {DType::u8, 1}},        {"F8_E4M3", {DType::f8_e4m3, 1}}, {"F8_E5M2", {DType::f8_e5m2, 1}},
+    {"F4", {DType::f4_e2m1x2, 1}}, {"BOOL", {DType::u8, 1}},         {"I8", {DType::i32, 1}},
+    {"I16", {DType::i32, 2}},      {"U16", {DType::i32, 2, false}},  {"U32", {DType::i64, 4, false}}};
 
 const char* file_name_of(DType t) {
   for (const auto& n : kNames)
-    if (n.dtype == t) return n.name;
+    if (n.type.dtype == t) return n.name;
   fail("safetensors: cannot store ", t);
 }
 
@@ -48,19 +50,6 @@ class FileHandle {
  private:
   int fd_;
 };
-
-// A private mapping of the whole file; unmapped when the last tensor lets go.
-std::shared_ptr<Storage> map_file(const std::string& path) {
-  const FileHandle file(path, O_RDONLY);
-  struct stat info {};
-  check(::fstat(file.get(), &info) == 0, path, ": ", std::strerror(errno));
-  check(S_ISREG(info.st_mode), path, ": not a regular file");
-  check(info.st_size >= 8, path, ": ", info.st_size, " bytes are too few for a safetensors file");
-  const size_t size = size_t(info.st_size);
-  void* p = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file.get(), 0);
-  check(p != MAP_FAILED, path, ": cannot be mapped: ", std::strerror(errno));
-  return Storage::borrow(p, int64_t(size), Device::cpu, [p, size] { ::munmap(p, size); });
-}
 
 // JSON that refuses a name given twice: the second would silently replace the first.
 json parse_header(const char* text, size_t n, const std::string& path) {
@@ -82,7 +71,7 @@ json parse_header(const char* text, size_t n, const std::string& path) {
 }
 
 struct Entry {
-  DType dtype;
+  FileType type;
   Shape shape;
   int64_t begin, end;
 };
@@ -91,14 +80,15 @@ Entry parse_entry(const json& value, const std::string& where, int64_t data_byte
   Entry e{};
   try {
     const std::string name = value.at("dtype").get<std::string>();
-    const DTypeName* found = nullptr;
+    const TypeName* found = nullptr;
     for (const auto& n : kNames)
       if (name == n.name) found = &n;
     check(found != nullptr, where, ": unknown dtype ", name);
-    e.dtype = found->dtype;
+    e.type = found->type;
     const auto& dims = value.at("shape");
     check(dims.is_array() && dims.size() <= kMaxDims, where, ": bad shape ", dims.dump());
-    int64_t limit = size_of(e.dtype);  // the byte count with empty dims counted as 1: strides need it too
+    int64_t limit =
+        size_of(e.type.dtype);  // the byte count with empty dims counted as 1: strides need it too
     for (const auto& d : dims) {
       check(d.is_number_unsigned(), where, ": bad shape ", dims.dump());
       const int64_t n = d.get<int64_t>();
@@ -106,8 +96,8 @@ Entry parse_entry(const json& value, const std::string& where, int64_t data_byte
             dims.dump(), " overflows");
       e.shape.push_back(n);
     }
-    int64_t bytes = e.shape.numel() * size_of(e.dtype);
-    if (e.dtype == DType::f4_e2m1x2) {  // the file counts 4-bit elements, a tensor counts pairs
+    int64_t bytes = e.shape.numel() * e.type.bytes;
+    if (e.type.dtype == DType::f4_e2m1x2) {  // the file counts 4-bit elements, a tensor counts pairs
       check(e.shape.size() > 0 && e.shape[e.shape.size() - 1] % 2 == 0, where, ": odd row of 4-bit elements");
       e.shape[e.shape.size() - 1] /= 2;
       bytes /= 2;
@@ -121,7 +111,7 @@ Entry parse_entry(const json& value, const std::string& where, int64_t data_byte
           " lie outside the file's ", data_bytes, " data bytes");
     e.begin = int64_t(begin);
     e.end = int64_t(end);
-    check(e.end - e.begin == bytes, where, ": shape ", e.shape, " of ", e.dtype, " needs ", bytes,
+    check(e.end - e.begin == bytes, where, ": shape ", e.shape, " of ", name, " needs ", bytes,
           " bytes, the file gives ", e.end - e.begin);
   } catch (const json::exception& error) {
     fail(where, ": ", error.what());
@@ -171,6 +161,8 @@ void replace_file(const std::string& path, F&& fill) {
 
 SafeTensors::SafeTensors(const std::string& path) : path_(path) {
   const auto file = map_file(path);
+  mapping_ = file;
+  check(file->bytes() >= 8, path, ": ", file->bytes(), " bytes are too few for a safetensors file");
   const char* bytes = static_cast<const char*>(file->data());
   uint64_t header_bytes;
   std::memcpy(&header_bytes, bytes, 8);
@@ -191,14 +183,7 @@ SafeTensors::SafeTensors(const std::string& path) : path_(path) {
     const Entry e = parse_entry(value, path + ": tensor " + name, data_bytes);
     spans.emplace_back(e.begin, e.end);
     // Offsets need not be aligned for the dtype; such a tensor gets its own copy.
-    const int64_t at = data_begin + e.begin;
-    if (at % size_of(e.dtype) == 0) {
-      tensors_[name] = Tensor(file, at / size_of(e.dtype), e.shape, contiguous_strides(e.shape), e.dtype);
-    } else {
-      Tensor copy(e.shape, e.dtype);
-      std::memcpy(copy.raw(), bytes + at, size_t(e.end - e.begin));
-      tensors_[name] = copy;
-    }
+    tensors_[name] = file_tensor(file, data_begin + e.begin, e.shape, contiguous_strides(e.shape), e.type);
   }
   check_layout(std::move(spans), data_bytes, path);
 }

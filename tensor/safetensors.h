@@ -19,9 +19,11 @@ class SafeTensors {
   Tensor get(const std::string& name) const;  // throws with the name and the path when absent
   const std::map<std::string, Tensor>& tensors() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  const std::shared_ptr<Storage>& mapping() const { return mapping_; }
 
  private:
   std::string path_;
+  std::shared_ptr<Storage> mapping_;
   std::map<std::string, Tensor> tensors_;
   std::map<std::string, std::string> metadata_;
 };
