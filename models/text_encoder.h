@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "tensor/tensor.h"
+#include "models/gemma2/prompt.h"
 
 namespace rivulet {
 
@@ -29,13 +29,14 @@ struct TextEncoderOptions {
   // true: attention logits are capped at 50, as in Gemma-2's paper; false: they are not, as in the released
   // pipeline, whose attention kernel ignores the cap.
   bool soft_cap = false;
+  PromptTemplate prompt = released_prompt();
 };
 
 class TextEncoder {
  public:
-  // `dir` is the folder as published: config.json, tokenizer.json or tokenizer.model, and model.safetensors
-  // or its shards with model.safetensors.index.json. Reads the first two; throws when something is missing or
-  // does not fit, the weights' names and shapes included.
+  // `dir` is the folder as published: config.json (without it, the 2B model's sizes), tokenizer.json or
+  // tokenizer.model, and model.safetensors or its shards with model.safetensors.index.json. Throws when
+  // something is missing or does not fit, the weights' names and shapes included, but reads no weights yet.
   TextEncoder(const std::string& dir, const TextEncoderOptions& options = {});
   ~TextEncoder();
   TextEncoder(TextEncoder&&) noexcept;

@@ -66,7 +66,7 @@ void causal_softmax(const Tensor& s, const CausalSoftmax& o, const Tensor& key_m
   if (s.numel() == 0) return;
   dispatch_real(s.dtype(), "causal_softmax", [&]<class T>() {
     const int64_t n = s.dim(3), rows = s.numel() / n;
-    const Scores<T> x{s.data<T>(),       pointer<uint8_t>(key_mask), rows, n, s.dim(1) * n, o.window, T(o.scale),
+    const Scores<T> x{s.data<T>(), pointer<uint8_t>(key_mask), rows, n, s.dim(1) * n, o.window, T(o.scale),
                       T(o.cap)};
     launch({blocks_for(rows, kRowsOfBlock), kThreads}, causal_softmax_fwd<T>, x, p.data<T>());
   });

@@ -5,7 +5,9 @@
 namespace rivulet {
 namespace {
 
-bool given(const Json& json, const std::string& name) { return json.contains(name) && !json.at(name).is_null(); }
+bool given(const Json& json, const std::string& name) {
+  return json.contains(name) && !json.at(name).is_null();
+}
 
 std::vector<bool> windowed_layers(Fields& f, int64_t depth) {
   std::vector<bool> windowed;
@@ -15,8 +17,8 @@ std::vector<bool> windowed_layers(Fields& f, int64_t depth) {
   }
   std::vector<std::string> types;
   f.required("layer_types", types);
-  check(int64_t(types.size()) == depth, f.where("layer_types"), ": ", types.size(), " layers, num_hidden_layers is ",
-        depth);
+  check(int64_t(types.size()) == depth, f.where("layer_types"), ": ", types.size(),
+        " layers, num_hidden_layers is ", depth);
   for (const std::string& type : types) {
     check(type == "sliding_attention" || type == "full_attention", f.where("layer_types"), ": '", type,
           "' is neither sliding_attention nor full_attention");

@@ -70,9 +70,8 @@ Tensor Gemma2::attention(const Gemma2Layer& l, const Tensor& x, const Pass& pass
   const Tensor queries = q.to(DType::f32).reshape({B, groups, shared * N, D});
   const Tensor keys = turn(l.k(x)).to(DType::f32).permute({0, 2, 3, 1});
   const Tensor values = l.v(x).to(DType::f32).reshape({B, N, groups, D}).permute({0, 2, 1, 3});
-  const CausalSoftmax softmax{.scale = 1 / std::sqrt(config_.query_scale),
-                              .cap = pass.cap,
-                              .window = windowed ? config_.window : 0};
+  const CausalSoftmax softmax{
+      .scale = 1 / std::sqrt(config_.query_scale), .cap = pass.cap, .window = windowed ? config_.window : 0};
   const Tensor scores = matmul(queries, keys).reshape({B, groups * shared, N, N});
   const Tensor weights = causal_softmax(scores, softmax, pass.mask).reshape({B, groups, shared * N, N});
   const Tensor out = matmul(weights, values).reshape({B, groups, shared, N, D}).permute({0, 3, 1, 2, 4});
@@ -81,8 +80,8 @@ Tensor Gemma2::attention(const Gemma2Layer& l, const Tensor& x, const Pass& pass
 
 Tensor Gemma2::operator()(const Tensor& ids, const Tensor& mask, bool soft_cap) const {
   check(ids.dims() == 2 && ids.numel() > 0, "gemma2: ids have shape ", ids.shape(), ", wanted [B, N]");
-  check(!mask || mask.shape() == ids.shape(), "gemma2: mask has shape ", mask ? mask.shape() : Shape{}, ", ids ",
-        ids.shape());
+  check(!mask || mask.shape() == ids.shape(), "gemma2: mask has shape ", mask ? mask.shape() : Shape{},
+        ", ids ", ids.shape());
   const Device device = norm.weight.device();
   const DType dtype = norm.weight.dtype();
   const double eps = config_.norm_eps;
@@ -91,7 +90,7 @@ Tensor Gemma2::operator()(const Tensor& ids, const Tensor& mask, bool soft_cap) 
   const Pass pass{cos, sin, mask ? mask.to(device) : mask, soft_cap ? config_.soft_cap : 0};
   // The factor is rounded to the dtype as well; 48 of the 2B model is exact.
   const double factor = full({1}, std::sqrt(double(config_.width)), dtype).item();
-  Tensor x = rivulet::embedding(ids, embedding).to(device).to(dtype) * factor;
+  Tensor x = rivulet::embedding(ids.to(embedding.device()), embedding).to(device).to(dtype) * factor;
   for (size_t i = 0; i < layers.size(); ++i) {
     const Gemma2Layer& l = layers[i];
     const bool windowed = config_.windowed.empty() ? i % 2 == 0 : bool(config_.windowed[i]);

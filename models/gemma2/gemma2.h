@@ -43,7 +43,8 @@ class Gemma2 {
     f("norm", norm);
   }
 
-  // The last hidden state, behind the final norm. ids i64 [B, N], mask u8 [B, N] (1 = real token) or undefined
+  // The last hidden state, behind the final norm. ids i64 [B, N], mask u8 [B, N] (1 = real token) or
+  // undefined
   // -> [B, N, width] in the dtype of the parameters, on the device of the layers. The table of embeddings may
   // stay in main memory: its rows are gathered where it lies, and the ids must be there.
   // soft_cap: see TextEncoderOptions.

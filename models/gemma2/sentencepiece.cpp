@@ -27,11 +27,20 @@ class Message {
     const uint64_t key = varint();
     field = int(key >> 3);
     switch (key & 7) {
-      case 0: number = varint(); break;
-      case 1: number = fixed(8); break;
-      case 2: bytes = take(varint()); break;
-      case 5: number = fixed(4); break;
-      default: fail(path_, ": not a SentencePiece model (a field of kind ", key & 7, ")");
+      case 0:
+        number = varint();
+        break;
+      case 1:
+        number = fixed(8);
+        break;
+      case 2:
+        bytes = take(varint());
+        break;
+      case 5:
+        number = fixed(4);
+        break;
+      default:
+        fail(path_, ": not a SentencePiece model (a field of kind ", key & 7, ")");
     }
     return true;
   }
@@ -131,7 +140,8 @@ void Tokenizer::read_model(const std::string& path) {
   for (size_t i = 0; i < pieces.size(); ++i) {
     const auto& [text, score, kind] = pieces[i];
     const int64_t id = int64_t(i);
-    check(kind >= kNormal && kind <= kByte && kind != kUnused, path, ": the piece '", text, "' is of kind ", kind);
+    check(kind >= kNormal && kind <= kByte && kind != kUnused, path, ": the piece '", text, "' is of kind ",
+          kind);
     set_piece(id, text, path);
     control_[i] = kind == kControl || kind == kUnknown;
     if (kind == kUserDefined) added_[text] = id;

@@ -33,8 +33,8 @@ size_t code_point_length(std::string_view text, size_t at) {
   if (at + length > text.size()) return 0;
   for (size_t i = 1; i < length; ++i)
     if ((byte(i) & 0xc0) != 0x80) return 0;
-  if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) || (first == 0xf0 && second < 0x90) ||
-      (first == 0xf4 && second > 0x8f))
+  if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) ||
+      (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f))
     return 0;
   return length;
 }
@@ -82,7 +82,8 @@ void Tokenizer::set_piece(int64_t id, const std::string& text, const std::string
     control_.resize(size_t(id) + 1);
   }
   std::string& piece = pieces_[size_t(id)];
-  check(piece.empty() || piece == text, path, ": the id ", id, " stands for '", piece, "' and for '", text, "'");
+  check(piece.empty() || piece == text, path, ": the id ", id, " stands for '", piece, "' and for '", text,
+        "'");
   check(!text.empty(), path, ": the piece of id ", id, " is empty");
   piece = text;
 }
@@ -94,7 +95,8 @@ void Tokenizer::add_merge(int64_t left, int64_t right, Merge merge) {
 void Tokenizer::read_json(const std::string& path) try {
   const Json file = rivulet::read_json(path);
   const Json& model = file.at("model");
-  check(model.value("type", "") == "BPE", path, ": model.type is '", model.value("type", ""), "', wanted 'BPE'");
+  check(model.value("type", "") == "BPE", path, ": model.type is '", model.value("type", ""),
+        "', wanted 'BPE'");
   check(model.value("byte_fallback", false), path, ": model.byte_fallback is off, Gemma's is on");
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix", "dropout"})
     check(!model.contains(affix) || model.at(affix).is_null(), path, ": model.", affix, " is not supported");
@@ -140,7 +142,10 @@ void Tokenizer::read_json(const std::string& path) try {
     const std::string merged = left + right;
     const int64_t ids[] = {id_of(left), id_of(right), id_of(merged)};
     for (int i = 0; i < 3; ++i)
-      check(ids[i] >= 0, path, ": merge ", rank, " needs the piece '", i == 0 ? left : i == 1 ? right : merged,
+      check(ids[i] >= 0, path, ": merge ", rank, " needs the piece '",
+            i == 0   ? left
+            : i == 1 ? right
+                     : merged,
             "', which the vocabulary does not have");
     add_merge(ids[0], ids[1], {rank++, ids[2]});
   }
@@ -163,8 +168,8 @@ void Tokenizer::finish(const std::string& path) {
   check(open != pieces_.end(), path, ": the vocabulary has no <bos>");
   open_ = open - pieces_.begin();
 
-  // A list of merges that was cut short leaves pieces that nothing can make. Two of the released vocabulary are
-  // such by intent.
+  // A list of merges that was cut short leaves pieces that nothing can make. Two of the released vocabulary
+  // are such by intent.
   constexpr int64_t kByIntent = 8;
   std::vector<bool> made(pieces_.size(), false);
   for (const auto& [pair, merge] : merges_) made[size_t(merge.id)] = true;
@@ -176,8 +181,8 @@ void Tokenizer::finish(const std::string& path) {
       continue;
     if (orphans++ == 0) first = id;
   }
-  check(orphans <= kByIntent, path, ": merges are missing: none of them makes ", orphans, " pieces, the first is '",
-        piece(first), "'");
+  check(orphans <= kByIntent, path, ": merges are missing: none of them makes ", orphans,
+        " pieces, the first is '", piece(first), "'");
 }
 
 int64_t Tokenizer::id_of(const std::string& piece) const {

@@ -20,13 +20,15 @@ namespace rivulet {
 class Tokenizer {
  public:
   // A file whose name ends in .json or .model, or a folder that holds tokenizer.json or tokenizer.model (the
-  // first is preferred). Throws on anything that this class would tokenise differently than the file's author:
-  // another kind of model, another normaliser, tokens that take in neighbouring spaces, merges that are missing.
+  // first is preferred). Throws on anything that this class would tokenise differently than the file's
+  // author: another kind of model, another normaliser, tokens that take in neighbouring spaces, merges that
+  // are missing.
   static Tokenizer load(const std::string& path);
 
   // Throws when the text is not UTF-8. The id that opens a text (<bos>) is put in front when asked for.
   std::vector<int64_t> encode(std::string_view text, bool open = true) const;
-  // The text that these ids stand for; control tokens (<bos>, ...) and ids outside the vocabulary give nothing.
+  // The text that these ids stand for; control tokens (<bos>, ...) and ids outside the vocabulary give
+  // nothing.
   std::string decode(const std::vector<int64_t>& ids) const;
 
   int64_t size() const { return int64_t(pieces_.size()); }
@@ -50,11 +52,11 @@ class Tokenizer {
   const Merge* find_merge(int64_t left, int64_t right) const;
 
   std::vector<std::string> pieces_;
-  std::vector<bool> control_, byte_;                 // per id
-  std::unordered_map<std::string, int64_t> ids_;     // of pieces that text may give
-  std::unordered_map<std::string, int64_t> added_;   // of tokens that are cut out first
-  std::unordered_map<uint64_t, Merge> merges_;       // by left << 32 | right
-  std::vector<int64_t> bytes_;                       // ids of <0x00> .. <0xFF>, -1 when absent
+  std::vector<bool> control_, byte_;                // per id
+  std::unordered_map<std::string, int64_t> ids_;    // of pieces that text may give
+  std::unordered_map<std::string, int64_t> added_;  // of tokens that are cut out first
+  std::unordered_map<uint64_t, Merge> merges_;      // by left << 32 | right
+  std::vector<int64_t> bytes_;                      // ids of <0x00> .. <0xFF>, -1 when absent
   size_t longest_added_ = 0;
   bool spaces_first_ = false;  // step 2 before step 1
   int64_t open_ = -1;
