@@ -124,7 +124,7 @@ const takers = {
     sendSettings();
     if (regions.list.length > 0) connection.say({ type: "protect", regions: regions.list });
     // After a lost line: what was in force, whatever is being typed.
-    if (accepted) connection.say({ type: "instruct", text: accepted, keep_memory: true });
+    if (accepted) connection.say({ type: "instruct", text: (pending = accepted), keep_memory: true });
     else instruct();
     capture ??= new Capture(video, m.size, {
       send(jpeg, captured) {
@@ -220,9 +220,9 @@ function showRegions(list) {
 
 function drawRegions(on, byKey = false) {
   const before = $("protect").getAttribute("aria-pressed") === "true";
+  if (on && document.body.dataset.view === "side") setView("split");
   $("protect").setAttribute("aria-pressed", String(on));
   regions.draw(on, byKey);
-  if (on && document.body.dataset.view === "side") setView("split");
   if (!on) {
     if (before) answer("");
     if (document.activeElement === $("regions")) $("protect").focus();
