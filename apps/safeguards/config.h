@@ -41,7 +41,7 @@ struct MonitorConfig {
   double black_luma = 0.02;     // mean luma (0..1) under which a picture counts as black
   double frozen_seconds = 1.5;  // the edit stands still for so long while the source moves
   double still = 0.001;         // mean change of luma (0..1) from frame to frame that counts as none
-  double drift = 0.9;           // largest structural distance from the source, 0..1 (monitor.h)
+  double drift = 0.6;           // largest structural distance from the source, 0..1 (monitor.h)
   double hold_seconds = 2;      // how long the stream stays with the source after an alarm
   // Flashes (flash.h).
   double flashes = 3;         // of either kind, allowed within any one second

@@ -143,6 +143,7 @@ const takers = {
       if (!m.editing) player.clear();
     } else if (m.instruction) {
       accepted = m.instruction;
+      markChip();
       if (m.instruction !== pending) return showRegions(m.regions);
       pending = null;
       answer(`Now: ${m.instruction}`);
@@ -213,6 +214,11 @@ function setView(view) {
   document.querySelector(`#views [value=${view}]`).checked = true;
 }
 
+// The example that is in force.
+function markChip() {
+  for (const chip of $("chips").children) chip.ariaCurrent = String(chip.textContent === accepted);
+}
+
 function showRegions(list) {
   regions.set(list);
   $("unprotect").hidden = list.length === 0;
@@ -224,7 +230,7 @@ function drawRegions(on, byKey = false) {
   $("protect").setAttribute("aria-pressed", String(on));
   regions.draw(on, byKey);
   if (!on) {
-    if (before) answer("");
+    if (before) answer(accepted ? `Now: ${accepted}` : "");
     if (document.activeElement === $("regions")) $("protect").focus();
     return;
   }
