@@ -1,5 +1,5 @@
-// What every chunk cost and how late its frames were seen: one row per chunk as a JSON line, and a summary of
-// the last seconds for the page. Times are milliseconds.
+// What every chunk cost and how late its frames were seen: one row per chunk as a JSON line, with the rate, the
+// latency and the memory of the last seconds, and a summary of those for the page. Times are milliseconds.
 #pragma once
 
 #include <deque>
@@ -53,6 +53,7 @@ class Ledger {
     double at, value;
   };
   void forget(double now);
+  nlohmann::json window(double now) const;
   std::ofstream file_;
   std::deque<Sample> glass_, server_, frames_;
   ChunkRow last_;

@@ -20,7 +20,8 @@ function row(name, value, colour) {
 
 export function summaryOf(m) {
   const late = m.glass_p50_ms > 0 ? m.glass_p50_ms : m.server_p50_ms;
-  return m.chunks > 0 ? `${m.fps.toFixed(1)} fps · ${ms(late)}` : "";
+  if (m.chunks === 0) return "";
+  return m.fps > 0 ? `${m.fps.toFixed(1)} fps · ${ms(late)}` : ms(late);
 }
 
 export function showLedger({ figures, bars, list }, m) {
