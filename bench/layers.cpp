@@ -164,11 +164,10 @@ void add_layer(Rows& rows, int64_t T, bool train, Rng& rng) {
     const Counts counts{kBf16 * 5 * n * double(layer.C) + 8 * double(layer.nH) * d * (d + 1),
                         n * double(layer.nH) * d * (8 * d + 2) + double(T * layer.nH) * 4 * d * d * d};
     rows.add("gdn inner, " + frames + ", state in and out", wrong, counts, [&] { gdn_fused(in, key_scale); });
-    if (train)
-      rows.add("gdn inner, " + frames + ", forward and backward", wrong_op(gdn_fused_case()), {},
-               op_work(gdn_fused_case(), gdn_fused_case().bench[1], DType::bf16, true));
   }
   if (!train) return;
+  rows.add("gdn inner, " + frames + ", forward and backward", wrong_op(gdn_fused_case()), {},
+           op_work(gdn_fused_case(), gdn_fused_case().bench[1], DType::bf16, true));
   // As training runs it: the plain layer with its parameters in bf16.
   GdnAttention& gdn = layer.gdn();
   set_requires_grad(named_tensors(gdn), true);
