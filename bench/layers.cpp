@@ -144,7 +144,7 @@ void add_layer(Rows& rows, int64_t T, bool train, Rng& rng) {
     // Inside of the layer: between the products.
     const NoGrad off;
     const Tensor p = linear(layer.u, block.qkvg, block.qkvg_bias);
-    const Tensor rates = linear(layer.u, block.rates, block.rates_bias);
+    const Tensor rates = p.slice(3, 4 * layer.C, 4 * layer.C + 2 * layer.nH);
     const Tensor decay =
         gdn_decay(rates.slice(3, layer.nH, 2 * layer.nH), layer.gdn().dt_bias, layer.gdn().A_log);
     const auto part = [&](int64_t i) { return p.slice(3, i * layer.C, (i + 1) * layer.C); };
