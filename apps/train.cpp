@@ -77,7 +77,7 @@ int run_train(const TrainOptions& options) {
   std::vector<Sample> shown;
   for (int64_t i = 0; i < kSheetRows; ++i)
     shown.push_back(data.renderer.sample(kSheetFirst + i, data.sizes[0]));
-  trainer.on_step([&] { model.dit.bound_memory(); });
+  trainer.on_step([&](const NamedTensors& trained) { model.dit.bound_memory(trained, "dit."); });
   trainer.on_sample([&](int64_t steps_done) {
     const EmaScope average(trainer.ema(), trainer.params());
     write_png(config.dir + "/sample_" + std::to_string(steps_done) + ".png",

@@ -9,6 +9,7 @@ namespace rivulet {
 struct Asked {
   Tensor x, source, sigma, t;
   const TextContext* text;
+  Tensor text_mask;  // its mask
   int64_t past_chunk, past_frames;
   bool writes, graded;
 };
@@ -20,7 +21,7 @@ class Recorder {
 
   EditNet net() {
     return [this](const NetCall& c) {
-      calls.push_back({c.x.detach(), c.source.detach(), c.sigma, c.t, &c.text, c.past ? c.past->chunk : -1,
+      calls.push_back({c.x.detach(), c.source.detach(), c.sigma, c.t, &c.text, c.text.mask, c.past ? c.past->chunk : -1,
                        c.past ? c.past->frames : -1, c.next != nullptr, grad_enabled()});
       if (c.next) {
         *c.next = c.past ? *c.past : StreamState{};

@@ -64,7 +64,8 @@ class Dit {
   // Keeps the memory of the GDN blocks from growing: call it after each step of training. The delta rule
   // overshoots once an eigenvalue of K' B K passes 2; heads * max(k_norm)^2 bounds the largest, since RMSNorm
   // leaves a mean square of w^2 over all channels and the keys carry 1 / sqrt(D S).
-  void bound_memory();
+  // `trained` are the values to be bounded, by their names in this module with `prefix` in front.
+  void bound_memory(const NamedTensors& trained, const std::string& prefix = "") const;
 
   const DitConfig& config() const { return config_; }
   template <class F>
