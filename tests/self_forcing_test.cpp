@@ -1,5 +1,5 @@
-// Self-forcing as a schedule: which network sees which clip with which text, what streams keep and forget, and two
-// networks under training that stop and resume without a trace.
+// Self-forcing as a schedule: which network sees which clip with which text, what streams keep and forget,
+// and two networks under training that stop and resume without a trace.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -19,7 +19,8 @@ namespace {
 TextContext spelled(const std::vector<std::string>& texts) {
   TextContext c{{}, zeros({int64_t(texts.size()), 8}, DType::u8)};
   for (size_t b = 0; b < texts.size(); ++b)
-    for (size_t i = 0; i < texts[b].size() && i < 8; ++i) c.mask.data<uint8_t>()[b * 8 + i] = uint8_t(texts[b][i]);
+    for (size_t i = 0; i < texts[b].size() && i < 8; ++i)
+      c.mask.data<uint8_t>()[b * 8 + i] = uint8_t(texts[b][i]);
   return c;
 }
 
@@ -60,7 +61,8 @@ struct Rig {
 
   Rig(int64_t length, const std::string& reverse)
       : data(counted(length), marked_space(), 2),
-        stage({student.net(), spelled}, {real.net(), spelled}, {fake.net(), spelled}, options(reverse), data) {}
+        stage({student.net(), spelled}, {real.net(), spelled}, {fake.net(), spelled}, options(reverse),
+              data) {}
   static SelfForcingOptions options(const std::string& reverse) {
     SelfForcingOptions o;
     o.reverse = reverse;
@@ -136,7 +138,8 @@ TEST_CASE("a turn of the student: scores see the window with its source, the rev
   CHECK_FALSE(rig.critic_weight.grad().defined());
 }
 
-TEST_CASE("a turn of the fake score: a rollout off the tape, no guidance, and the reverse memory keeps in step") {
+TEST_CASE(
+    "a turn of the fake score: a rollout off the tape, no guidance, and the reverse memory keeps in step") {
   Rig rig(56, "paper");
   Rng rng{2};
   const StepLoss loss = rig.stage.critic_loss(0, {2, 1}, rng);
@@ -189,8 +192,8 @@ TEST_CASE("the kinds of reverse task: none, another stream's instruction, the so
   identity.stage.student_loss(0, {0, 0}, rng);
   CHECK(text_of(identity.student.calls[6], 0) == "keep eve");
   CHECK(first_sample(identity.student.calls[6].source)[4] == 4);
-  CHECK_THROWS_WITH_AS(read_self_forcing_options(Fields(
-                           {{"real", "r"}, {"fake", "f"}, {"reverse", {{"kind", "both"}}}}, "test")),
+  CHECK_THROWS_WITH_AS(read_self_forcing_options(
+                           Fields({{"real", "r"}, {"fake", "f"}, {"reverse", {{"kind", "both"}}}}, "test")),
                        doctest::Contains("both"), Error);
 }
 
@@ -247,12 +250,14 @@ struct Run {
     fill_random(fake, 2);
     for (EditModel* m : {&student, &real, &fake}) prepare(*m, options.compute);
     stage = std::make_unique<SelfForcing>(role_of(student), role_of(real), role_of(fake), options, data, 2);
-    trainer = std::make_unique<DistillTrainer>(config, options, *stage, named_tensors(student), named_tensors(fake));
+    trainer = std::make_unique<DistillTrainer>(config, options, *stage, named_tensors(student),
+                                               named_tensors(fake));
   }
   // Everything that training changes.
   std::vector<double> values() {
     std::vector<double> all;
-    for (const NamedTensors& list : {trainer->student_values(), trainer->fake_values(), trainer->ema().average()})
+    for (const NamedTensors& list :
+         {trainer->student_values(), trainer->fake_values(), trainer->ema().average()})
       for (const auto& [name, t] : list)
         for (double v : t.to_vector()) all.push_back(v);
     return all;
@@ -299,7 +304,8 @@ TEST_CASE("the average moves with the student alone, and begins at its step") {
   run.trainer->run();
   // Calls: student and fake in steps 0, 4 and 8, the fake alone in the others.
   REQUIRE(averages.size() == 12);
-  for (size_t i = 0; i < 6; ++i) CHECK(averages[i].empty());  // up to the student's step 4, after which it begins
+  for (size_t i = 0; i < 6; ++i)
+    CHECK(averages[i].empty());  // up to the student's step 4, after which it begins
   for (size_t i = 6; i <= 10; ++i) CHECK(averages[i] == averages[6]);
   CHECK_FALSE(averages[11] == averages[6]);
   CHECK_FALSE(averages[6].empty());

@@ -11,6 +11,7 @@ namespace rivulet {
 SelfForcingOptions read_self_forcing_options(Fields f) {
   SelfForcingOptions o;
   o.compute = read_compute_options(f);
+  f.optional("student", o.student);
   f.required("real", o.real);
   f.required("fake", o.fake);
   f.optional("student_steps", o.steps);

@@ -9,7 +9,8 @@
 
 namespace rivulet {
 
-// "stage": {"real": DIR, "fake": DIR, "student_steps": [1000, 961, 893, 743], "window": 11, "fresh": 9,
+// "stage": {"student": DIR, "real": DIR, "fake": DIR, "student_steps": [1000, 961, 893, 743], "window": 11,
+// "fresh": 9,
 //   "guidance": 3, "ratio": 4,
 //   "critic": {"lr": 2e-6, "betas": [0, 0.999], "eps": 1e-8, "weight_decay": 0.01, "clip_norm": 10},
 //   "reverse": {"kind": "none", "weight": 0.5}} and the compute options.
@@ -20,7 +21,7 @@ namespace rivulet {
 //   wrong     as paper, under the reverse instruction of another stream of the batch
 struct SelfForcingOptions {
   ComputeOptions compute;
-  std::string real, fake;
+  std::string student, real, fake;  // folders to start from
   std::vector<double> steps = {1000, 961, 893, 743};
   ClipRules rules;
   ScoreOptions score;
