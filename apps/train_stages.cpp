@@ -44,6 +44,7 @@ struct Stage {
       check(vae->vae.config().latent_channels == model_config.dit.latent_channels, options.config,
             ": the autoencoder has ", vae->vae.config().latent_channels, " channels, the model ",
             model_config.dit.latent_channels);
+      vae->vae.compute = config.compute;
       space = vae_space(vae->vae);
       fields.erase("vae");
     }
@@ -134,7 +135,7 @@ int train_one(const TrainOptions& options, const Stage& stage, EditModel& model,
 
 int train_flow(const TrainOptions& options, const Stage& stage) {
   Fields fields(stage.config.stage, options.config + ": stage");
-  const ComputeOptions compute = read_compute_options(fields);
+  const ComputeOptions compute = read_compute_options(fields, stage.config.compute);
   fields.done();
   const auto model = network(stage, compute, options.init);
   LatentBatches pairs = stage.batches(stage.config.batch, options.workers, true);
@@ -147,7 +148,8 @@ int train_flow(const TrainOptions& options, const Stage& stage) {
 }
 
 int train_ode(const TrainOptions& options, const Stage& stage) {
-  const OdeOptions ode = read_ode_options(Fields(stage.config.stage, options.config + ": stage"));
+  const OdeOptions ode =
+      read_ode_options(Fields(stage.config.stage, options.config + ": stage"), stage.config.compute);
   const Interrupt interrupt;
   {
     const auto teacher = network(stage, ode.compute, ode.teacher);
@@ -166,11 +168,11 @@ int train_ode(const TrainOptions& options, const Stage& stage) {
 
 int train_self_forcing(const TrainOptions& options, const Stage& stage) {
   const SelfForcingOptions forcing =
-      read_self_forcing_options(Fields(stage.config.stage, options.config + ": stage"));
+      read_self_forcing_options(Fields(stage.config.stage, options.config + ": stage"), stage.config.compute);
   const std::string student_dir = options.init.empty() ? forcing.student : options.init;
   check(!student_dir.empty(), options.config, ": stage.student, the folder to start from, is missing");
   const auto student = network(stage, forcing.compute, student_dir);
-  const auto real = network(stage, {forcing.compute.dtype, false}, forcing.real);
+  const auto real = network(stage, {stage.config.compute, false}, forcing.real);
   const auto fake = network(stage, forcing.compute, forcing.fake);
   LatentBatches streams = stage.batches(stage.config.batch, options.workers, false);
   SelfForcing loop(role_of(*student), role_of(*real), role_of(*fake), forcing, streams,

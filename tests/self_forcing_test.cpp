@@ -96,7 +96,8 @@ TEST_CASE("betas, clipping and average of self-forcing differ from those of the 
   CHECK(c.ema_decay == 0.99);
   CHECK(c.ema_start == 200);
   CHECK(to_json(train_config(to_json(c), "again")) == to_json(c));
-  const SelfForcingOptions o = read_self_forcing_options(Fields({{"real", "r"}, {"fake", "f"}}, "test"));
+  const SelfForcingOptions o =
+      read_self_forcing_options(Fields({{"real", "r"}, {"fake", "f"}}, "test"), DType::f32);
   CHECK(o.critic.beta1 == 0);
   CHECK(o.critic.beta2 == 0.999);
   CHECK(o.score.shift == 8);
@@ -192,9 +193,10 @@ TEST_CASE("the kinds of reverse task: none, another stream's instruction, the so
   identity.stage.student_loss(0, {0, 0}, rng);
   CHECK(text_of(identity.student.calls[6], 0) == "keep eve");
   CHECK(first_sample(identity.student.calls[6].source)[4] == 4);
-  CHECK_THROWS_WITH_AS(read_self_forcing_options(
-                           Fields({{"real", "r"}, {"fake", "f"}, {"reverse", {{"kind", "both"}}}}, "test")),
-                       doctest::Contains("both"), Error);
+  CHECK_THROWS_WITH_AS(
+      read_self_forcing_options(
+          Fields({{"real", "r"}, {"fake", "f"}, {"reverse", {{"kind", "both"}}}}, "test"), DType::f32),
+      doctest::Contains("both"), Error);
 }
 
 TEST_CASE("over the 4 to 1 schedule every clip of a stream comes to the student") {
@@ -241,7 +243,7 @@ struct Run {
   std::unique_ptr<DistillTrainer> trainer;
   std::atomic<bool> stop{false};
 
-  Run(const TrainConfig& config, const std::string& dtype) {
+  Run(const TrainConfig& config, DType dtype) {
     options.compute = {dtype, true};
     options.reverse = "paper";
     options.critic_lr = 1e-3;
@@ -267,8 +269,8 @@ struct Run {
 }  // namespace
 
 TEST_CASE("self-forcing that stops after any step and resumes ends with the same bits") {
-  for (const std::string dtype : {"f32", "bf16"}) {
-    CAPTURE(dtype);
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    CAPTURE(int(dtype));
     const TempDir whole;
     Run one(run_config(whole.path, 6), dtype);
     CHECK(one.trainer->run());
@@ -294,7 +296,7 @@ TEST_CASE("self-forcing that stops after any step and resumes ends with the same
 
 TEST_CASE("the average moves with the student alone, and begins at its step") {
   const TempDir dir;
-  Run run(run_config(dir.path, 9), "f32");
+  Run run(run_config(dir.path, 9), DType::f32);
   std::vector<std::vector<double>> averages;
   run.trainer->on_step([&](const NamedTensors&) {
     averages.emplace_back();

@@ -70,7 +70,7 @@ class Miniature {
   }
   // Runs a stage of `steps` steps; `latents` are those of its clips.
   int run(const std::string& name, const std::string& task, int64_t steps, int64_t latents, const Json& stage,
-          int64_t stop_after = 0) const {
+          const std::string& compute = "f32", int64_t stop_after = 0) const {
     Json model = {{"name", "tiny"},
                   {"dit",
                    {{"variant", task == "flow" ? "bidirectional" : "streaming"},
@@ -88,6 +88,7 @@ class Miniature {
                          {"steps", steps},
                          {"batch", 2},
                          {"seed", 7},
+                         {"compute", compute},
                          {"optimizer", {{"lr", 1e-3}}},
                          {"ema", {{"decay", 0.9}, {"start_step", 0}}},
                          {"clip", {{"width", 16}, {"height", 16}, {"frames", 2 * latents - 1}}},
@@ -129,7 +130,7 @@ TEST_CASE(
     "all stages, one after the other: flow, ODE initialisation, short and long self-forcing, cycle-reverse") {
   const TempDir dir;
   const Miniature world(dir.path);
-  CHECK(world.run("a", "flow", 2, 11, {{"dtype", "bf16"}}) == 0);
+  CHECK(world.run("a", "flow", 2, 11, Json::object(), "bf16") == 0);
   CHECK(world.run("b", "ode", 2, 11,
                   {{"teacher", world.at("a/model")},
                    {"trajectories", world.at("paths")},
@@ -147,20 +148,19 @@ TEST_CASE(
     return {{"student", world.at("c1/student")},
             {"real", world.at("a/model")},
             {"fake", world.at("c1/fake")},
-            {"dtype", "bf16"},
             {"recompute", true},
             {"reverse", {{"kind", kind}, {"identity_instruction", "keep"}}}};
   };
   for (const std::string kind : {"none", "identity", "wrong"})
-    CHECK(world.run("d_" + kind, "self_forcing", 2, 20, longer(kind)) == 0);
-  CHECK(world.run("d", "self_forcing", 6, 20, longer("paper")) == 0);
+    CHECK(world.run("d_" + kind, "self_forcing", 2, 20, longer(kind), "bf16") == 0);
+  CHECK(world.run("d", "self_forcing", 6, 20, longer("paper"), "bf16") == 0);
   for (const std::string out : {"a/model", "b/model", "c1/model", "c1/fake", "d/student"})
     CHECK(fs::exists(world.at(out)));
   CHECK(fs::exists(world.at("d/sample_6.png")));
   CHECK_FALSE(world.weights("d/student") == world.weights("c1/student"));
   // Stopped in the middle of a stream and begun again from its folder: the same weights.
-  CHECK(world.run("again", "self_forcing", 6, 20, longer("paper"), 3) == 0);
-  CHECK(world.run("again", "self_forcing", 6, 20, longer("paper")) == 0);
+  CHECK(world.run("again", "self_forcing", 6, 20, longer("paper"), "bf16", 3) == 0);
+  CHECK(world.run("again", "self_forcing", 6, 20, longer("paper"), "bf16") == 0);
   CHECK(world.weights("again/student") == world.weights("d/student"));
   CHECK(world.weights("again/fake") == world.weights("d/fake"));
   CHECK_THROWS_WITH_AS(world.run("e", "self_forcing", 2, 20, {{"real", "x"}, {"fake", "y"}}),

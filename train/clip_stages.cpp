@@ -21,15 +21,14 @@ std::vector<int64_t> student_chunks(const EditModel& student, int64_t T) {
 
 }  // namespace
 
-ComputeOptions read_compute_options(Fields& f) {
-  ComputeOptions o;
-  f.choice("dtype", o.dtype, {"f32", "bf16"});
+ComputeOptions read_compute_options(Fields& f, DType compute) {
+  ComputeOptions o{compute};
   f.optional("recompute", o.recompute);
   return o;
 }
 
 void prepare(EditModel& model, const ComputeOptions& o) {
-  convert(model, o.dtype == "bf16" ? DType::bf16 : DType::f32);
+  convert(model, o.dtype);
   model.dit.recompute = o.recompute;
 }
 
@@ -55,9 +54,9 @@ StepLoss FlowStage::loss(int64_t step, int64_t micro, Rng& rng) {
                          Tensor::of(told, per_sample), model_.encode(batch.instructions))};
 }
 
-OdeOptions read_ode_options(Fields f) {
+OdeOptions read_ode_options(Fields f, DType compute) {
   OdeOptions o;
-  o.compute = read_compute_options(f);
+  o.compute = read_compute_options(f, compute);
   f.required("teacher", o.teacher);
   f.required("trajectories", o.trajectories);
   f.optional("count", o.count, at_least(1));

@@ -8,17 +8,19 @@
 
 namespace rivulet {
 
-// What every stage may set, in the config's "stage": {"dtype": "f32" or "bf16", "recompute": true}.
+// How a stage computes: with the config's "compute" bf16 the network holds its parameters in bf16 and f32
+// master copies are what is trained; with "recompute" in "stage" blocks run again in the backward instead of
+// being kept.
 struct ComputeOptions {
-  std::string dtype = "f32";  // of the parameters in the network; f32 master copies are what is trained
-  bool recompute = false;     // blocks run again in the backward instead of being kept
+  DType dtype = DType::f32;
+  bool recompute = false;
 };
-ComputeOptions read_compute_options(Fields& stage);
-// Converts and moves nothing but what the options say. Before named_tensors().
+ComputeOptions read_compute_options(Fields& stage, DType compute);
+// Before named_tensors(), whose handles would be left behind.
 void prepare(EditModel& model, const ComputeOptions& options);
 
 // Flow matching on whole clips: one level per clip, text dropped at config.flow.text_dropout, the source
-// never. "stage": the compute options alone.
+// never. "stage": {"recompute": true}.
 class FlowStage {
  public:
   FlowStage(const EditModel& model, const TrainConfig& config, LatentBatches& pairs)
@@ -36,14 +38,14 @@ Tensor clip_flow_loss(const EditNet& net, const Tensor& x0, const Tensor& eps, c
                       const Tensor& sigma, const Tensor& t, const TextContext& text);
 
 // "stage": {"teacher": DIR, "trajectories": DIR, "count": 512, "teacher_batch": 8, "solver_steps": 50,
-//           "guidance": 3, "student_steps": [1000, 961, 893, 743]} and the compute options.
+//           "guidance": 3, "student_steps": [1000, 961, 893, 743], "recompute": true}.
 struct OdeOptions {
   ComputeOptions compute;
   std::string teacher, trajectories;
   int64_t count = 512, teacher_batch = 8;
   TeacherOptions solver = {.solver_steps = 50, .guidance = 3};
 };
-OdeOptions read_ode_options(Fields stage);
+OdeOptions read_ode_options(Fields stage, DType compute);
 
 // Makes the shards that are not there yet, one batch of `examples` each, on the teacher's device. Looks at
 // `stop` between shards; `progress` hears of trajectories done. True when all are there.

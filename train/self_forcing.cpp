@@ -8,9 +8,9 @@
 
 namespace rivulet {
 
-SelfForcingOptions read_self_forcing_options(Fields f) {
+SelfForcingOptions read_self_forcing_options(Fields f, DType compute) {
   SelfForcingOptions o;
-  o.compute = read_compute_options(f);
+  o.compute = read_compute_options(f, compute);
   f.optional("student", o.student);
   f.required("real", o.real);
   f.required("fake", o.fake);

@@ -13,7 +13,7 @@ namespace rivulet {
 // "fresh": 9,
 //   "guidance": 3, "ratio": 4,
 //   "critic": {"lr": 2e-6, "betas": [0, 0.999], "eps": 1e-8, "weight_decay": 0.01, "clip_norm": 10},
-//   "reverse": {"kind": "none", "weight": 0.5}} and the compute options.
+//   "reverse": {"kind": "none", "weight": 0.5}, "recompute": true}
 // Kinds of reverse:
 //   none      no reverse task, as in a first, short stage
 //   paper     source from the student's own edit under the reverse instruction
@@ -33,7 +33,7 @@ struct SelfForcingOptions {
 
   bool student_turn(int64_t step) const { return step % ratio == 0; }
 };
-SelfForcingOptions read_self_forcing_options(Fields stage);
+SelfForcingOptions read_self_forcing_options(Fields stage, DType compute);
 
 // A network with the text encoder that is its own.
 struct Role {
