@@ -46,9 +46,10 @@ struct TrainOptions {
   bool fresh = false;  // ignore the checkpoints of an earlier run
 };
 int run_train(const TrainOptions& options);
-// What run_train calls for the tasks of video autoencoders.
+// What run_train calls for the tasks of video autoencoders, and for "flow", "ode" and "self_forcing".
 struct TrainConfig;
 int run_train_vae(const TrainOptions& options, TrainConfig config);
+int run_train_stage(const TrainOptions& options, TrainConfig config);
 
 struct VaeOptions {
   std::string in, out;
