@@ -80,6 +80,24 @@ struct InspectOptions {
 };
 int run_inspect(const InspectOptions& options);
 
+struct ConvertOptions {
+  std::string in, out;
+  std::string as;              // a released model whose names and shapes the file must have
+  std::string random;          // a released model to make random weights of, instead of `in`
+  std::string dtype;           // of floating tensors; empty for the file's own, bf16 for random ones
+  std::string device = "cpu";  // where random weights are made
+  uint64_t seed = 0;
+};
+int run_convert(const ConvertOptions& options);
+
+struct ModelsOptions {
+  std::vector<std::string> names;  // empty for all
+  std::string models = "models";   // the models folder
+  std::string from;                // a file elsewhere to verify
+  bool verify = false;
+};
+int run_models(const ModelsOptions& options);
+
 struct BenchDitOptions {
   std::string model = "sana-streaming-2b";
   bool random_weights = false;

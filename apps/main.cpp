@@ -113,6 +113,36 @@ Run add_inspect(CLI::App& app) {
   return [o] { return run_inspect(*o); };
 }
 
+Run add_convert(CLI::App& app) {
+  auto o = std::make_shared<ConvertOptions>();
+  auto files = std::make_shared<std::vector<std::string>>();
+  app.add_option(
+         "files", *files,
+         "PyTorch weights (.pth, .pt, .bin), safetensors or the index of shards, and the .safetensors to "
+         "write; the latter alone with --random")
+      ->required()
+      ->expected(1, 2);
+  app.add_option("--as", o->as, "A published model whose weights these must be; see rivulet models");
+  app.add_option("--random", o->random, "Random weights of a published model's names and shapes");
+  app.add_option("--dtype", o->dtype, "f32, bf16 or f16 (default: as in the file; bf16 for random weights)");
+  app.add_option("--seed", o->seed, "Seed of the random weights");
+  app.add_option("--device", o->device, "cpu or cuda: where random weights are made");
+  return [o, files] {
+    o->out = files->back();
+    if (files->size() == 2) o->in = files->front();
+    return run_convert(*o);
+  };
+}
+
+Run add_models(CLI::App& app) {
+  auto o = std::make_shared<ModelsOptions>();
+  app.add_option("names", o->names, "Published models (default: all)");
+  app.add_option("--models", o->models, "The folder that keeps them")->capture_default_str();
+  app.add_flag("--verify", o->verify, "Check names, shapes and values of what is there");
+  app.add_option("--from", o->from, "Check this file as the named model");
+  return [o] { return run_models(*o); };
+}
+
 Run add_selftest(CLI::App& app) {
   auto o = std::make_shared<SelftestOptions>();
   app.add_option("--golden", o->golden, "A folder of golden files of the reference");
@@ -212,6 +242,9 @@ constexpr Command kCommands[] = {
     {"data", "Gather footage for training, and look at the samples made of it", add_data},
     {"vae", "Put a clip through a video autoencoder and measure what comes back", add_vae},
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
+    {"convert", "Turn published weights into one safetensors file, or make random ones", add_convert},
+    {"models", "The published models: sizes, licences, where each file belongs, and whether it is right",
+     add_models},
     {"provenance", "Read the invisible mark of a video", add_provenance},
     {"audit", "Check that an audit log is whole", add_audit},
     {"bench-dit", "Time the streaming transformer on the GPU", add_bench_dit},
