@@ -110,6 +110,13 @@ struct BenchDitOptions {
 };
 int run_bench_dit(const BenchDitOptions& options);
 
+struct BenchTextOptions {
+  int64_t repetitions = 20;
+  std::string json;        // the report to write
+  std::string gemm_cache;  // a file of chosen algorithms; empty for the user's cache
+};
+int run_bench_text(const BenchTextOptions& options);
+
 struct SelftestOptions {
   std::string golden;  // empty: no golden files
   std::string device = "cpu";

@@ -184,6 +184,17 @@ Run add_bench_dit(CLI::App& app) {
   return [o] { return run_bench_dit(*o); };
 }
 
+Run add_bench_text(CLI::App& app) {
+  auto o = std::make_shared<BenchTextOptions>();
+  app.add_option("--repetitions", o->repetitions, "Timed calls of each length")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100000));
+  app.add_option("--gemm-cache", o->gemm_cache,
+                 "File of the matrix products' chosen algorithms (default: in the user's cache)");
+  app.add_option("--json", o->json, "Write the report here");
+  return [o] { return run_bench_text(*o); };
+}
+
 Run add_data_pack(CLI::App& app) {
   auto o = std::make_shared<DataPackOptions>();
   app.add_option("in", o->in, "Videos, photos, and footage archives to take over whole")->required();
@@ -248,6 +259,7 @@ constexpr Command kCommands[] = {
     {"provenance", "Read the invisible mark of a video", add_provenance},
     {"audit", "Check that an audit log is whole", add_audit},
     {"bench-dit", "Time the streaming transformer on the GPU", add_bench_dit},
+    {"bench-text", "Time the text encoder on the GPU", add_bench_text},
     {"selftest", "Check every op against f64, and the models against golden files", add_selftest},
 };
 
