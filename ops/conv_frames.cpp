@@ -122,12 +122,13 @@ void conv_frames(const FramesConv& j) {
   if (j.normed) write(j.normed, rivulet::pixel_norm_silu(y));
 }
 
-void pixel_norm_frames(const Frames& x, const Frames& normed) {
+void move_frames(const Frames& x, const Frames& to, bool norm) {
   Tensors frames;
   for (int16_t place : x.at)
     frames.push_back(
         at(x, place).slice(0, x.rim, x.rim + x.height()).slice(1, x.rim, x.rim + x.width()));
-  write(normed, rivulet::pixel_norm_silu(stack(frames, 0)));
+  const Tensor all = stack(frames, 0);
+  write(to, norm ? rivulet::pixel_norm_silu(all) : all);
 }
 
 }  // namespace cpu
@@ -138,16 +139,24 @@ void conv_frames(const FramesConv& job) {
   ON_DEVICE(job.x.any(), conv_frames(job));
 }
 
-void pixel_norm_frames(const Frames& x, const Frames& normed) {
+namespace {
+
+void move(const Frames& x, const Frames& to, bool norm) {
   const NoGrad off;
-  check(bool(x) && bool(normed) && x.count() == normed.count() && x.height() == normed.height() &&
-            x.width() == normed.width() && x.channels() == normed.channels(),
-        "pixel_norm_frames: x and its result differ in size");
-  for (const Frames* f : {&x, &normed}) check_frames(*f, x.any().dtype(), x.any().device());
+  check(bool(x) && bool(to) && x.count() == to.count() && x.height() == to.height() && x.width() == to.width() &&
+            x.channels() == to.channels(),
+        "frames of different sizes: ", x.count(), " and ", to.count(), " of ", x.any().shape(), " and ",
+        to.any().shape());
+  for (const Frames* f : {&x, &to}) check_frames(*f, x.any().dtype(), x.any().device());
   if (x.any().device() == Device::cuda)
     check(x.any().dtype() == DType::bf16 && x.channels() % 8 == 0 && x.channels() <= 2048,
-          "pixel_norm_frames: the GPU takes bf16 channels in multiples of 8 up to 2048, got ", x.any().shape());
-  ON_DEVICE(x.any(), pixel_norm_frames(x, normed));
+          "frames on the GPU have bf16 channels in multiples of 8 up to 2048, got ", x.any().shape());
+  ON_DEVICE(x.any(), move_frames(x, to, norm));
 }
+
+}  // namespace
+
+void pixel_norm_frames(const Frames& x, const Frames& normed) { move(x, normed, true); }
+void copy_frames(const Frames& x, const Frames& to) { move(x, to, false); }
 
 }  // namespace rivulet

@@ -136,6 +136,7 @@ int choose_splits(const ConvTask& task, int rows, int columns) {
   probe.cut(rows, columns);
   const int64_t units = int64_t(probe.tiles_m()) * probe.tiles_n, count = processors();
   const double part_bytes = 4.0 * double(task.positions()) * task.co;
+  if (task.co > 256 * kPacks) return 1;  // finish_kernel has no room for more
   int best = 1;
   double least = std::numeric_limits<double>::infinity();
   for (int s = 1; s <= std::min(task.taps(), 9); ++s) {
@@ -205,10 +206,10 @@ ConvTask conv_task(const FramesConv& job) {
 
 void conv_frames(const FramesConv& job) { run_conv(conv_task(job), job.x, job.w); }
 
-void pixel_norm_frames(const Frames& x, const Frames& normed) {
+void move_frames(const Frames& x, const Frames& to, bool norm) {
   ConvTask t;
   t.x = FramesView(x);
-  t.normed = FramesView(normed);
+  (norm ? t.normed : t.raw) = FramesView(to);
   t.frames = int(x.count()), t.height = t.x.height, t.width = t.x.width, t.co = t.x.c;
   finish(t, false);
 }

@@ -52,8 +52,10 @@ struct FramesConv {
 void conv_frames(const FramesConv& job);
 // normed (as above) of the frames x. Both of one size and dtype.
 void pixel_norm_frames(const Frames& x, const Frames& normed);
+void copy_frames(const Frames& x, const Frames& to);
 
-KERNELS(void conv_frames(const FramesConv& job); void pixel_norm_frames(const Frames& x, const Frames& normed);)
+// `norm`: pixel_norm_frames, otherwise copy_frames.
+KERNELS(void conv_frames(const FramesConv& job); void move_frames(const Frames& x, const Frames& to, bool norm);)
 
 constexpr int64_t kMostFrames = 40;  // of one call on the GPU
 
