@@ -130,35 +130,55 @@ void finish(const ConvTask& task, bool from_parts) {
          int(from_parts));
 }
 
-// Parts of the taps, so that few processors idle in the last wave.
-int choose_splits(const ConvTask& task, int rows, int columns) {
+// How a task is run.
+struct Plan {
+  int columns = 0, pair = 0, splits = 1;
+};
+
+// The tiles, and what keeps most processors busy in the last wave: parts of the taps, and what two blocks share.
+Plan choose(const ConvTask& task, bool hopper) {
+  Plan best;
+  const bool to_space = task.move == FramesConv::Move::to_space;
+  const int one_cell = to_space ? task.co / (task.st * task.sh * task.sw) : 0;
+  const auto whole = [&](int columns) { return to_space ? one_cell % columns == 0 : task.co > columns / 2; };
+  best.columns = hopper && whole(256) ? 256 : whole(128) ? 128 : 64;
   ConvTask probe = task;
-  probe.cut(rows, columns);
-  const int64_t units = int64_t(probe.tiles_m()) * probe.tiles_n, count = processors();
+  probe.cut(hopper ? hopper_rows(best.columns) : kMmaTileRows, best.columns);
+  const int64_t m = probe.tiles_m(), n = probe.tiles_n, all = processors(), clusters = all / 2;
   const double part_bytes = 4.0 * double(task.positions()) * task.co;
-  if (task.co > 256 * kPacks) return 1;  // finish_kernel has no room for more
-  int best = 1;
   double least = std::numeric_limits<double>::infinity();
   for (int s = 1; s <= std::min(task.taps(), 9); ++s) {
-    if (s > 1 && s * part_bytes > 160e6) break;
-    const double time = double((units * s + count - 1) / count) / s * (s > 1 ? 1.08 : 1.0);
-    if (time < least * 0.999) least = time, best = s;
+    // finish_kernel has no room for more channels; parts cost memory and time.
+    if (s > 1 && (task.co > 256 * kPacks || s * part_bytes > 160e6)) break;
+    for (int pair = hopper ? 1 : 0; pair <= (hopper ? 2 : 0); ++pair) {
+      if (pair == 2 && n % 2 != 0) continue;
+      const int64_t units = pair == 1 ? (m + 1) / 2 * n : pair == 2 ? m * (n / 2) : m * n;
+      const int64_t at_once = pair == 0 ? all : clusters;
+      // Sharing weights moves fewer bytes than sharing pixels.
+      const double time = double((units * s + at_once - 1) / at_once) / double(units * s) * double(units) *
+                          double(at_once) / double(m * n) * (s > 1 ? 1.08 : 1.0) * (pair == 2 ? 1.03 : 1.0);
+      if (time < least * 0.999) least = time, best.pair = pair, best.splits = s;
+    }
   }
   return best;
 }
 
 }  // namespace
 
-int conv_force_mma = 0, conv_force_splits = 0;
+int conv_force_mma = 0, conv_force_splits = 0, conv_force_columns = 0, conv_force_pair = -1;
 
 void run_conv(ConvTask task, const Frames& x, const Tensor& w) {
   const bool hopper = has_wgmma() && conv_force_mma == 0;
-  const int columns = hopper ? hopper_columns(task.co) : kMmaColumns;
-  task.splits = choose_splits(task, hopper ? hopper_rows(columns) : 128, columns);
-  if (conv_force_splits != 0) task.splits = conv_force_splits;
+  Plan plan = choose(task, hopper);
+  if (conv_force_splits != 0) plan.splits = conv_force_splits;
+  if (conv_force_columns != 0) plan.columns = conv_force_columns;
+  if (conv_force_pair >= 0) plan.pair = conv_force_pair;
+  task.splits = plan.splits;
   const FramesView raw = task.raw, normed = task.normed;
-  const bool norm_after =
-      normed && task.splits == 1 && (task.move != FramesConv::Move::none || task.co > columns);
+  const bool moved = task.move != FramesConv::Move::none,
+             whole_pixels = task.move == FramesConv::Move::to_space ? normed.c == plan.columns
+                                                                   : !moved && task.co <= plan.columns;
+  const bool norm_after = normed && !(task.splits > 1 ? !moved : whole_pixels);
   Tensor parts;
   if (task.splits > 1) {
     parts = Tensor({task.splits, task.positions(), task.co}, DType::f32, Device::cuda);
@@ -169,9 +189,9 @@ void run_conv(ConvTask task, const Frames& x, const Tensor& w) {
     task.normed = {};
   }
   if (hopper)
-    conv_products_wgmma(task, x, w);
+    conv_products_wgmma(task, x, w, plan.columns, plan.pair);
   else
-    conv_products_mma(task);
+    conv_products_mma(task, plan.columns);
   if (task.splits > 1) finish(task, true);
   if (norm_after) {
     ConvTask norm;

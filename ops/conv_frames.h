@@ -48,7 +48,7 @@ struct FramesConv {
   int64_t drop = 0;
 };
 
-// Channels of C and N are multiples of 8 on the GPU. Throws where the shapes do not fit.
+// On the GPU, C and N are multiples of 8, and of 64 channels per cell with to_space. Throws where the shapes do not fit.
 void conv_frames(const FramesConv& job);
 // normed (as above) of the frames x. Both of one size and dtype.
 void pixel_norm_frames(const Frames& x, const Frames& normed);

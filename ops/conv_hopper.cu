@@ -121,22 +121,36 @@ __device__ void copies(const HopperTask& h, typename Tiles<kM, kN>::Shared& s, i
     const Unit unit(h, u, rank);
     int t0, y0, x0;
     t.origin(unit.m, t0, y0, x0);
+    const int b0 = t0 / t.frames;
+    t0 -= b0 * t.frames;
+    x0 += t.x0, y0 += t.y0;
+    const int taps = t.kt * t.kh * t.kw;
+    int ux = unit.tap % t.kw, uy = unit.tap / t.kw % t.kh, ut = unit.tap / (t.kw * t.kh);
     for (int tap = unit.tap; tap < unit.tap_end; ++tap) {
-      const int ux = tap % t.kw, uy = tap / t.kw % t.kh, ut = tap / (t.kw * t.kh);
       for (int c = 0; c < t.c; c += kPanelColumns, ring.next()) {
         wait_cluster(&s.empty[ring.stage], ring.parity ^ 1);
         uint64_t* full = &s.full[ring.stage];
         barrier_expect(full, bytes);
-        for (int box = h.pair == 2 ? rank : 0; box < t.boxes(); box += h.pair == 2 ? 2 : 1) {
-          const int o = t0 + box / t.across, b = o / t.frames;
-          const int place = b < t.batch ? t.x.at[o - b * t.frames + ut] : Frames::kZero;
+        unsigned char* to = s.a[ring.stage];
+        int b = b0, o = t0;
+        bool mine = h.pair != 2 || rank == 0;
+        for (int d = 0; d < t.deep; ++d) {
+          const int place = b < t.batch ? t.x.at[o + ut] : Frames::kZero;
           // A place before the first is a frame of zeros.
-          const int frame = place == Frames::kZero ? -1 : (place >= 0 ? place : -1 - place) + b * t.x.step;
-          load_box(&h.x[place < 0 && place != Frames::kZero], full, s.a[ring.stage] + box * box_bytes, c,
-                   t.x0 + x0 + ux, t.y0 + y0 + box % t.across * t.box_h + uy, frame, h.pair == 2);
+          const bool second = place < 0 && place != Frames::kZero;
+          const int frame = place == Frames::kZero ? -1 : (second ? -1 - place : place) + b * t.x.step;
+          for (int a = 0; a < t.across; ++a, to += box_bytes) {
+            if (mine) load_box(&h.x[second], full, to, c, x0 + ux, y0 + a * t.box_h + uy, frame, h.pair == 2);
+            mine = mine != (h.pair == 2);
+          }
+          if (++o == t.frames) o = 0, ++b;
         }
-        load_weights(&h.w, full, s.b[ring.stage] + panel_bytes(b_from), c, tap, unit.n * kN + b_from,
-                     h.pair == 1);
+        load_weights(&h.w, full, s.b[ring.stage] + panel_bytes(b_from), c, t.flipped ? taps - 1 - tap : tap,
+                     unit.n * kN + b_from, h.pair == 1);
+      }
+      if (++ux == t.kw) {
+        ux = 0;
+        if (++uy == t.kh) uy = 0, ++ut;
       }
     }
   }
@@ -158,10 +172,6 @@ __device__ void products(const HopperTask& h, typename Tiles<kM, kN>::Shared& s,
   for (int u = first; u < h.units; u += step) {
     const Unit unit(h, u, rank);
     float sums[kM][kN / 2];
-#pragma unroll
-    for (int i_m = 0; i_m < kM; ++i_m)
-#pragma unroll
-      for (int i = 0; i < kN / 2; ++i) sums[i_m][i] = 0;
     int before = -1;
     const int blocks = (unit.tap_end - unit.tap) * c_blocks;
     for (int i = 0; i < blocks; ++i) {
@@ -174,7 +184,7 @@ __device__ void products(const HopperTask& h, typename Tiles<kM, kN>::Shared& s,
 #pragma unroll
         for (int i_m = 0; i_m < kM; ++i_m)
           Wgmma<kN>::template run<0>(sums[i_m], sa + (panel_bytes(64 * i_m) >> 4) + rows_operand_step(64, k),
-                                     sb + rows_operand_step(kN, k), 1);
+                                     sb + rows_operand_step(kN, k), i > 0 || k > 0);
       wgmma_commit();
       if (before >= 0) {
         wgmma_wait<1>();
@@ -265,13 +275,7 @@ void run(ConvTask task, const Frames& x, const Tensor& w, int pair) {
 
 }  // namespace
 
-// Overrides the choice of tile and sharing, for measurements: columns, pair; 0 and -1 leave it.
-int conv_force_columns = 0, conv_force_pair = -1;
-
-void conv_products_wgmma(const ConvTask& task, const Frames& x, const Tensor& w) {
-  int columns = hopper_columns(task.co), pair = 1;
-  if (conv_force_columns != 0) columns = conv_force_columns;
-  if (conv_force_pair >= 0) pair = conv_force_pair;
+void conv_products_wgmma(const ConvTask& task, const Frames& x, const Tensor& w, int columns, int pair) {
   if (columns == 256)
     run<1, 256>(task, x, w, pair);
   else if (columns == 128)

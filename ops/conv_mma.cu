@@ -6,18 +6,20 @@
 namespace rivulet::cuda {
 namespace {
 
-constexpr int kRows = 128, kDepth = 32, kPitch = kDepth + 8, kStages = 4, kMmaBlock = 256;
+constexpr int kRows = kMmaTileRows, kDepth = 32, kPitch = kDepth + 8, kStages = 4, kMmaBlock = 256;
 
+template <int kN>
 struct MmaShared {
-  __nv_bfloat16 x[kStages][kRows * kPitch], w[kStages][kMmaColumns * kPitch];
+  __nv_bfloat16 x[kStages][kRows * kPitch], w[kStages][kN * kPitch];
 };
 
+template <int kN>
 __global__ void __launch_bounds__(kMmaBlock) conv_mma_kernel(const __grid_constant__ ConvTask t) {
   extern __shared__ unsigned char raw[];
-  auto& s = *reinterpret_cast<MmaShared*>(raw);
+  auto& s = *reinterpret_cast<MmaShared<kN>*>(raw);
   const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int split = int(blockIdx.x) % t.splits, tile = int(blockIdx.x) / t.splits;
-  const int n0 = tile % t.tiles_n * kMmaColumns, m = tile / t.tiles_n;
+  const int n0 = tile % t.tiles_n * kN, m = tile / t.tiles_n;
   const int taps = t.kt * t.kh * t.kw, first = taps * split / t.splits, last = taps * (split + 1) / t.splits;
   const int per_tap = (t.c + kDepth - 1) / kDepth, steps = (last - first) * per_tap;
   const int chunk = thread % 4 * 8, row = thread / 4;  // this thread copies rows `row` and `row` + 64
@@ -38,16 +40,17 @@ __global__ void __launch_bounds__(kMmaBlock) conv_mma_kernel(const __grid_consta
                             x >= -t.x.rim && x < t.x.width + t.x.rim;
         copy_async(s.x[stage] + (row + 64 * i) * kPitch + chunk,
                    inside ? t.x.pixel(p.b, p.t + ut, y, x) + c : t.w, inside);
+        if (64 * i >= kN) continue;
         const int n = n0 + row + 64 * i;
         const bool real = n < t.co && c < t.c;
         copy_async(s.w[stage] + (row + 64 * i) * kPitch + chunk,
-                   real ? t.w + (int64_t(n) * taps + tap) * t.c + c : t.w, real);
+                   real ? t.w + (int64_t(n) * taps + (t.flipped ? taps - 1 - tap : tap)) * t.c + c : t.w, real);
       }
     }
     copy_commit();
   };
 
-  float sums[kMmaColumns / 2] = {};
+  float sums[kN / 2] = {};
   for (int i = 0; i < kStages - 1; ++i) copy(i);
   const int x_at = (warp * 16 + lane % 16) * kPitch + lane / 16 * 8,
             w_at = (lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 8;
@@ -61,7 +64,7 @@ __global__ void __launch_bounds__(kMmaBlock) conv_mma_kernel(const __grid_consta
       uint32_t a[4];
       load_matrices(a, x + k);
 #pragma unroll
-      for (int j = 0; j < kMmaColumns / 16; ++j) {
+      for (int j = 0; j < kN / 16; ++j) {
         uint32_t b[4];
         load_matrices(b, w + 16 * j * kPitch + k);
         mma(sums + 8 * j, a, b[0], b[1]);
@@ -69,19 +72,26 @@ __global__ void __launch_bounds__(kMmaBlock) conv_mma_kernel(const __grid_consta
       }
     }
   }
-  store_sums<kMmaColumns>(t, sums, m, warp * 16, n0, split);
+  store_sums<kN>(t, sums, m, warp * 16, n0, split);
+}
+
+template <int kN>
+void run(ConvTask task) {
+  task.cut(kRows, kN);
+  cuda_check(cudaFuncSetAttribute(conv_mma_kernel<kN>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  int(sizeof(MmaShared<kN>))));
+  launch({dim3(blocks_for(int64_t(task.tiles_m()) * task.tiles_n * task.splits, 1)), kMmaBlock,
+          sizeof(MmaShared<kN>)},
+         conv_mma_kernel<kN>, task);
 }
 
 }  // namespace
 
-void conv_products_mma(const ConvTask& given) {
-  ConvTask task = given;
-  task.cut(kRows, kMmaColumns);
-  cuda_check(cudaFuncSetAttribute(conv_mma_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  int(sizeof(MmaShared))));
-  launch({dim3(blocks_for(int64_t(task.tiles_m()) * task.tiles_n * task.splits, 1)), kMmaBlock,
-          sizeof(MmaShared)},
-         conv_mma_kernel, task);
+void conv_products_mma(const ConvTask& task, int columns) {
+  if (columns == 128)
+    run<128>(task);
+  else
+    run<64>(task);
 }
 
 }  // namespace rivulet::cuda

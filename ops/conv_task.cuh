@@ -54,6 +54,7 @@ struct ConvTask {
   int batch = 1, frames = 0, height = 0, width = 0, co = 0;  // of y, before `move`
   int kt = 1, kh = 1, kw = 1, c = 0;
   int y0 = 0, x0 = 0;  // what tap 0 of output pixel (0, 0) reads, in coordinates of the store
+  bool flipped = false;  // tap u takes the weights of the last tap but u
   int splits = 1;
   // A tile is `across` boxes on top of each other in each of `deep` frames; a box is [box_h, box_w] pixels, a
   // multiple of 8.
@@ -138,89 +139,50 @@ __device__ inline uint4 quad_transpose(const uint32_t (&a)[4]) {
 
 // A warp's finished sums: 16 rows, kColumns columns from n0 on, in the layout of wgmma and mma.sync
 // accumulators (d[4 j + 2 r + e] is column 8 j + 2 (lane % 4) + e of row lane / 4 + 8 r). `row0`: the warp's
-// first row within tile m.
+// first row within tile m. With to_space, the columns of a tile belong to one cell.
 template <int kColumns>
 __device__ void store_sums(const ConvTask& task, float (&d)[kColumns / 2], int m, int row0, int n0,
                            int split) {
-  const int lane = int(threadIdx.x) % 32, q = lane % 4;
-  const bool to_space = task.move == FramesConv::Move::to_space;
+  const int lane = int(threadIdx.x) % 32, q = lane % 4, columns = task.co - n0;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const ConvTask::Place at = task.place(m, row0 + lane / 4 + 8 * r);
+    ConvTask::Place to = task.place(m, row0 + lane / 4 + 8 * r);
     if (task.parts != nullptr) {
-      if (!at.valid) continue;
+      if (!to.valid) continue;
       const int64_t position =
-          ((int64_t(at.b) * task.frames + at.t) * task.height + at.y) * task.width + at.x;
-      float* to = task.parts + (split * (int64_t(task.batch) * task.frames * task.height * task.width) +
-                                position) * task.co;
+          ((int64_t(to.b) * task.frames + to.t) * task.height + to.y) * task.width + to.x;
+      float* part = task.parts + (split * (int64_t(task.batch) * task.frames * task.height * task.width) +
+                                  position) * task.co + n0 + 2 * q;
 #pragma unroll
-      for (int j = 0; j < kColumns / 8; ++j) {
-        const int n = n0 + 8 * j + 2 * q;
-        if (n < task.co)
-          *reinterpret_cast<float2*>(to + n) = make_float2(d[4 * j + 2 * r], d[4 * j + 2 * r + 1]);
-      }
+      for (int j = 0; j < kColumns / 8; ++j)
+        if (8 * j < columns)
+          *reinterpret_cast<float2*>(part + 8 * j) = make_float2(d[4 * j + 2 * r], d[4 * j + 2 * r + 1]);
       continue;
     }
     const FramesView& like = task.raw ? task.raw : task.normed;
-    ConvTask::Place moved_at = at;
-    const int moved_channel = to_space ? 0 : task.moved(moved_at, n0);
-    // Where 32 channels go. Computed anew each time: kept, it would not fit beside the sums.
-    const auto locate = [&](int g, int& channel) {
-      if (!to_space) {
-        channel = moved_channel + 32 * g;
-        return moved_at;
-      }
-      int n = n0 + 32 * g;
-      asm volatile("" : "+r"(n));
-      ConvTask::Place to = at;
-      channel = task.moved(to, n);
-      return to;
-    };
-    float squares = 0;
+    const int channel = task.moved(to, n0);
+    if (task.bias != nullptr) {
+      const float* bias = task.bias + n0 + 2 * q;
 #pragma unroll
-    for (int g = 0; g < kColumns / 32; ++g) {
-      asm volatile("" ::: "memory");  // one group's loads at a time: the sums fill the registers
-      const int n = n0 + 32 * g;
-      if (n >= task.co) {
-#pragma unroll
-        for (int i = 0; i < 16; ++i)
-          if (i / 2 % 2 == r) d[16 * g + i] = 0;
-        continue;
-      }
-      int channel;
-      const ConvTask::Place to = locate(g, channel);
-      const __nv_bfloat16* add =
-          task.add != nullptr && to.valid ? task.add + task.dense(like, to, channel, task.out_frames) : nullptr;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int c = 8 * j + 2 * q, i = 16 * g + 4 * j + 2 * r;
-        if (n + 8 * j >= task.co) {
-          d[i] = d[i + 1] = 0;
-          continue;
+      for (int j = 0; j < kColumns / 8; ++j)
+        if (8 * j < columns) {
+          const float2 b = *reinterpret_cast<const float2*>(bias + 8 * j);
+          d[4 * j + 2 * r] += b.x, d[4 * j + 2 * r + 1] += b.y;
         }
-        if (task.bias != nullptr) {
-          const float2 b = *reinterpret_cast<const float2*>(task.bias + n + c);
-          d[i] += b.x, d[i + 1] += b.y;
-        }
-        if (add != nullptr) {
-          const float2 a = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(add + c));
-          d[i] += a.x, d[i + 1] += a.y;
-        }
-        squares += d[i] * d[i] + d[i + 1] * d[i + 1];
-      }
     }
-    float scale = 0;
-    if (task.normed) {
-      squares += __shfl_xor_sync(0xffffffffu, squares, 1);
-      squares += __shfl_xor_sync(0xffffffffu, squares, 2);
-      scale = rsqrtf(squares / float(task.co) + 1e-8f);
+    if (task.add != nullptr && to.valid) {
+      const __nv_bfloat16* add = task.add + task.dense(like, to, channel + 2 * q, task.out_frames);
+#pragma unroll
+      for (int j = 0; j < kColumns / 8; ++j)
+        if (8 * j < columns) {
+          const float2 a = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(add + 8 * j));
+          d[4 * j + 2 * r] += a.x, d[4 * j + 2 * r + 1] += a.y;
+        }
     }
     const auto store = [&](const FramesView& view, auto&& value) {
+      __nv_bfloat16* const out = view.pixel(to.b, to.valid ? to.t : 0, to.y, to.x) + channel + 8 * q;
 #pragma unroll
       for (int g = 0; g < kColumns / 32; ++g) {
-        asm volatile("" ::: "memory");
-        const int n = n0 + 32 * g;
-        if (n >= task.co) continue;
         uint32_t packed[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -228,29 +190,48 @@ __device__ void store_sums(const ConvTask& task, float (&d)[kColumns / 2], int m
           packed[j] = two_bf16(value(d[i]), value(d[i + 1]));
         }
         const uint4 all = quad_transpose(packed);
-        int channel;
-        const ConvTask::Place to = locate(g, channel);
-        channel += 8 * q;
-        if (!to.valid || n + 8 * q >= task.co) continue;
-        *reinterpret_cast<uint4*>(view.pixel(to.b, to.t, to.y, to.x) + channel) = all;
-        if (view.near_rim(to.y, to.x))
-          view.each_copy(to.y, to.x, [&](int y, int x) {
-            *reinterpret_cast<uint4*>(view.pixel(to.b, to.t, y, x) + channel) = all;
-          });
+        if (to.valid && 32 * g + 8 * q < columns) *reinterpret_cast<uint4*>(out + 32 * g) = all;
       }
+      // The rim gets copies of what this thread has just written.
+      if (to.valid && view.near_rim(to.y, to.x))
+        view.each_copy(to.y, to.x, [&](int y, int x) {
+          __nv_bfloat16* const rim = view.pixel(to.b, to.t, y, x) + channel + 8 * q;
+#pragma unroll 1
+          for (int g = 0; g < kColumns && g + 8 * q < columns; g += 32)
+            *reinterpret_cast<uint4*>(rim + g) = *reinterpret_cast<const uint4*>(out + g);
+        });
     };
     if (task.raw) store(task.raw, [](float v) { return v; });
-    if (task.normed) store(task.normed, [scale](float v) { return silu(v * scale); });
+    if (!task.normed) continue;
+    float squares = 0;
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j)
+      squares += d[4 * j + 2 * r] * d[4 * j + 2 * r] + d[4 * j + 2 * r + 1] * d[4 * j + 2 * r + 1];
+    squares += __shfl_xor_sync(0xffffffffu, squares, 1);
+    squares += __shfl_xor_sync(0xffffffffu, squares, 2);
+    const float scale = rsqrtf(squares / float(task.normed.c) + 1e-8f);
+    store(task.normed, [scale](float v) { return silu(v * scale); });
   }
 }
 
-// Products and stores of a task: by wgmma, in tiles of conv_columns() channels, or by mma.sync, in tiles of
-// kMmaColumns. A tile that holds all channels can write normed. `waves`: how often every processor has a tile.
-constexpr int kMmaColumns = 128;
-inline int hopper_columns(int co) { return co > 128 ? 256 : co > 64 ? 128 : 64; }
+// Products and stores of a task, in tiles of `columns` channels: by wgmma (64, 128 or 256), or by mma.sync (64 or
+// 128). A tile that holds all channels of a pixel can write normed.
+void conv_products_wgmma(const ConvTask& task, const Frames& x, const Tensor& w, int columns, int pair);
+void conv_products_mma(const ConvTask& task, int columns);
 inline int hopper_rows(int columns) { return columns == 256 ? 128 : 256; }
-void conv_products_wgmma(const ConvTask& task, const Frames& x, const Tensor& w);
-void conv_products_mma(const ConvTask& task);
+constexpr int kMmaTileRows = 128;
 int processors();
+// Cuts the task, runs it and what must follow.
+void run_conv(ConvTask task, const Frames& x, const Tensor& w);
+
+// A conv3d, whose x is copied where it cannot be read in place. What `task` still needs: w, bias and outputs.
+struct TensorCoreConv {
+  ConvTask task;
+  Tensor source;  // x, or the copy
+  Frames frames;
+  TensorCoreConv(const Tensor& x, const ConvGeometry& g, const std::array<int64_t, 3>& kernel, const Shape& y);
+};
+void conv3d_bf16(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvGeometry& g, Tensor& y);
+void conv3d_weight_grad_bf16(const Tensor& dy, const Tensor& x, const ConvGeometry& g, Tensor& dw);
 
 }  // namespace rivulet::cuda

@@ -214,6 +214,13 @@ struct Wgmma;
                    : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add),          \
                      "n"(kColumns));                                                                      \
     }                                                                                                     \
+    /* a in shared memory as columns_operand: its rows are summed over, its 64 columns are the rows of d */ \
+    static __device__ void run_columns(Accumulator& d, uint64_t a, uint64_t b) {                          \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " o2 ", 0;\n"                                        \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" D "}, " o0 ", " o1        \
+                   ", p, 1, 1, 1, 1;\n}\n"                                                               \
+                   : __VA_ARGS__ : "l"(a), "l"(b), "r"(1));                                               \
+    }                                                                                                     \
   };
 RIVULET_WGMMA(64, RIVULET_D32, "%32", "%33", "%34", "%35", "%36", "%37", "%38", RIVULET_F32(0))
 RIVULET_WGMMA(80, RIVULET_D40, "%40", "%41", "%42", "%43", "%44", "%45", "%46", RIVULET_F32(0), RIVULET_F8(32))

@@ -18,7 +18,7 @@ VideoVaeConfig small_config(Border decoder_border) {
   c.encoder_mid_layers = 1;
   c.decoder_width = 128;
   c.decoder_mid_layers = 1;
-  c.decoder = {{1, {2, 2, 2}, 64}, {2, {2, 1, 1}, 64}, {1, {1, 2, 2}, 32}};
+  c.decoder = {{1, {2, 2, 2}, 64}, {2, {2, 1, 1}, 64}, {1, {1, 2, 2}, 64}};
   c.decoder_border = decoder_border;
   return c;
 }
