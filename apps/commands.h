@@ -117,6 +117,23 @@ struct BenchTextOptions {
 };
 int run_bench_text(const BenchTextOptions& options);
 
+struct BenchVaeOptions {
+  std::string size = "1280x704";
+  int64_t chunks = 20;   // of 24 frames
+  int64_t latents = 3;   // worked on at a time
+  std::string json;      // the report to write
+};
+int run_bench_vae(const BenchVaeOptions& options);
+
+struct BenchE2eOptions {
+  std::string size = "1280x704";
+  int64_t chunks = 20;       // of 24 frames, after those that fill the window
+  int64_t text_tokens = 60;  // real ones
+  std::string json;          // the report to write
+  std::string gemm_cache;    // a file of chosen algorithms; empty for the user's cache
+};
+int run_bench_e2e(const BenchE2eOptions& options);
+
 struct SelftestOptions {
   std::string golden;  // empty: no golden files
   std::string device = "cpu";

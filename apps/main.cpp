@@ -166,6 +166,33 @@ Run add_audit(CLI::App& app) {
   return [o] { return run_audit(*o); };
 }
 
+Run add_bench_vae(CLI::App& app) {
+  auto o = std::make_shared<BenchVaeOptions>();
+  app.add_option("--size", o->size, "frame size, multiples of 32")->capture_default_str();
+  app.add_option("--chunks", o->chunks, "chunks of 24 frames to time")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t(1), int64_t(100000)));
+  app.add_option("--latents", o->latents, "latent frames worked on at a time")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t(1), int64_t(4)));
+  app.add_option("--json", o->json, "write the report here");
+  return [o] { return run_bench_vae(*o); };
+}
+
+Run add_bench_e2e(CLI::App& app) {
+  auto o = std::make_shared<BenchE2eOptions>();
+  app.add_option("--size", o->size, "frame size, multiples of 32")->capture_default_str();
+  app.add_option("--chunks", o->chunks, "chunks of 24 frames to time")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t(1), int64_t(100000)));
+  app.add_option("--text-tokens", o->text_tokens, "length of the instruction")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t(1), int64_t(300)));
+  app.add_option("--json", o->json, "write the report here");
+  app.add_option("--gemm-cache", o->gemm_cache, "file with the algorithms chosen for matrix products");
+  return [o] { return run_bench_e2e(*o); };
+}
+
 Run add_bench_dit(CLI::App& app) {
   auto o = std::make_shared<BenchDitOptions>();
   app.add_option("--model", o->model, "sana-streaming-2b")->capture_default_str();
@@ -260,6 +287,8 @@ constexpr Command kCommands[] = {
     {"audit", "Check that an audit log is whole", add_audit},
     {"bench-dit", "Time the streaming transformer on the GPU", add_bench_dit},
     {"bench-text", "Time the text encoder on the GPU", add_bench_text},
+    {"bench-vae", "Time the video autoencoder of LTX-2 on the GPU", add_bench_vae},
+    {"bench-e2e", "Time encoder, transformer and decoder together on the GPU", add_bench_e2e},
     {"selftest", "Check every op against f64, and the models against golden files", add_selftest},
 };
 
