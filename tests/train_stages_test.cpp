@@ -8,7 +8,8 @@
 #include "models/creek_vae/creek_vae.h"
 #include "tests/fixtures.h"
 #include "tests/recipe_fixtures.h"
-#include "train/clip_stages.h"
+#include "train/self_forcing.h"
+#include "train/shape_edit.h"
 #include "train/stage_samples.h"
 
 using namespace rivulet;
@@ -139,6 +140,9 @@ TEST_CASE(
                    {"solver_steps", 4},
                    {"recompute", true}}) == 0);
   CHECK(fs::exists(world.at("paths/shard_1.safetensors")));
+  CHECK(world.run("a2", "flow", 2, 11, Json::object(), "bf16", 1) == 0);
+  CHECK(world.run("a2", "flow", 2, 11, Json::object(), "bf16") == 0);
+  CHECK(world.weights("a2/model") == world.weights("a/model"));
   CHECK(world.run("c1", "self_forcing", 5, 11,
                   {{"student", world.at("b/model")},
                    {"real", world.at("a/model")},
@@ -165,4 +169,30 @@ TEST_CASE(
   CHECK(world.weights("again/fake") == world.weights("d/fake"));
   CHECK_THROWS_WITH_AS(world.run("e", "self_forcing", 2, 20, {{"real", "x"}, {"fake", "y"}}),
                        doctest::Contains("stage.student"), Error);
+}
+
+TEST_CASE("creek: 20 to 40 million parameters, and stages that can be read") {
+  const std::string dir = std::string(RIVULET_SOURCE_DIR) + "/models/creek/";
+  int64_t parameters = 0;
+  for (const std::string stage : {"a", "b", "c", "d", "e"}) {
+    CAPTURE(stage);
+    const TrainConfig c = read_train_config(dir + "train_" + stage + ".json");
+    Json model = c.model;
+    model["vocabulary"] = instruction_vocabulary().to_json();
+    EditModel creek(read_edit_model_config(Fields(model, stage)), Device::meta);
+    parameters = count_elements(named_tensors(creek));
+    CHECK(parameters > 20'000'000);
+    CHECK(parameters < 40'000'000);
+    CHECK(creek.config().dit.variant == (c.task == "flow" ? "bidirectional" : "streaming"));
+    CHECK(c.compute == DType::bf16);
+    if (c.task == "ode") CHECK(read_ode_options(Fields(c.stage, stage), c.compute).solver.steps.size() == 4);
+    if (c.task != "self_forcing") continue;
+    const SelfForcingOptions o = read_self_forcing_options(Fields(c.stage, stage), c.compute);
+    CHECK(creek.config().vocabulary.encode(o.identity_instruction).unknown.empty());
+    const int64_t latents = (c.frames - 1) / 4 + 1;
+    CHECK(clips_of(latents, o.rules).size() == (stage == "c" ? 1 : stage == "d" ? 6 : 13));
+    Fields data(c.data, stage);
+    const ShapeEdit renderer(ShapeEditConfig::read(data.object("mix")));
+    for (int64_t i = 0; i < 60; ++i) CHECK_FALSE(renderer.sample(i, {1, 16, 16}).inverse_instruction.empty());
+  }
 }
