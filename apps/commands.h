@@ -18,7 +18,11 @@ struct EditOptions {
   std::string device = "cpu";
   std::string state;  // resumed from when it exists, written at the end; one prompt only
   std::string size;   // WxH, empty for the clip's own
-  int64_t steps = 0;  // network calls per chunk; 0 for the sampler's default
+  // "stream": chunk after chunk, as live. "short": the clip's first frames at once, by a bidirectional model.
+  std::string mode = "stream";
+  int64_t frames = 81;  // of the short mode, at most
+  double guidance = 6;  // of the short mode; 1 for none
+  int64_t steps = 0;    // network calls per chunk, or steps of the short mode; 0 for the sampler's default
   uint64_t seed = 0;
   int threads = 0;         // 0 for all cores
   std::string safeguards;  // a JSON file (apps/safeguards/config.h); empty for the defaults

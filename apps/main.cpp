@@ -33,7 +33,19 @@ Run add_edit(CLI::App& app) {
   app.add_option("--sheet", o->sheet, "Also write a PNG with a row of frames for the source and each edit");
   app.add_option("--size", o->size,
                  "WxH to edit at: scaled to cover it and cropped at the centre, turned for a portrait clip");
-  app.add_option("--steps", o->steps, "Network calls per chunk")->check(CLI::Range(1, 1000));
+  app.add_option("--mode", o->mode,
+                 "stream: chunk after chunk; short: the first frames at once, by a bidirectional model")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"stream", "short"}));
+  app.add_option("--frames", o->frames, "Frames of the short mode, at most")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--guidance", o->guidance,
+                 "Of the short mode: how far to go beyond the unguided edit, 1 for none")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 100.0));
+  app.add_option("--steps", o->steps, "Network calls per chunk, or steps of the short mode (50)")
+      ->check(CLI::Range(1, 1000));
   app.add_option("--seed", o->seed, "Seed of the noise");
   app.add_option("--state", o->state, "Resume the stream from this file if it exists, and save it there");
   app.add_option("--model", o->model, "A model folder (default: the bundled brook)");
