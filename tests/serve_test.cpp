@@ -6,6 +6,7 @@
 #include <boost/asio/write.hpp>
 
 #include <filesystem>
+#include <random>
 
 #include "apps/bundled.h"
 #include "apps/serve/assets.h"
@@ -44,6 +45,14 @@ std::vector<uint32_t> edit_frames(LiveClient& client, size_t count, uint32_t& se
     }
   }
   return edited;
+}
+
+// As large as a JPEG of its size gets.
+std::string noise_jpeg(FrameSize size) {
+  Tensor frame({size.height, size.width, 3}, DType::u8);
+  std::mt19937 random(1);
+  for (int64_t i = 0; i < frame.numel(); ++i) frame.data<uint8_t>()[i] = uint8_t(random());
+  return JpegCodec().encode(frame, 92);
 }
 
 LiveClient editor_of(const RunningServer& server) {
@@ -152,6 +161,31 @@ TEST_CASE("serve: too many frames are dropped and counted, the oldest first") {
     }
   CHECK(first > 15);
   CHECK(client.wait_for("ledger", 5).at("dropped").get<int>() >= 15);
+}
+
+TEST_CASE("serve: what a client does not take is left out and counted, and never piles up") {
+  const RunningServer server;
+  LiveClient client = editor_of(server);
+  // Viewers are sent the sources too, which are large here.
+  const std::string jpeg = noise_jpeg({480, 320});
+  REQUIRE(jpeg.size() > 100000);
+  int64_t unsent = 0;
+  uint32_t sequence = 0;
+  for (int attempt = 0; attempt < 5 && unsent == 0; ++attempt) {
+    // It reads nothing after its welcome, and is cut off for that a little later.
+    LiveClient viewer = server.client();
+    viewer.say(hello("watch"));
+    REQUIRE_FALSE(viewer.wait_for("welcome", 5).is_null());
+    const double until = steady_seconds() + 4;
+    while (unsent == 0 && steady_seconds() < until) {
+      ++sequence;
+      client.show({PictureKind::frame, 0, sequence, sequence}, jpeg);
+      while (const auto m = client.next(0.02))
+        if (m->text.is_object()) unsent = std::max(unsent, m->text.value("unsent", int64_t(0)));
+    }
+  }
+  CHECK(unsent > 0);
+  CHECK(client.connected());
 }
 
 TEST_CASE("serve: a viewer sees source and edit; a second editor does not get in") {

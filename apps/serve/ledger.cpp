@@ -64,7 +64,7 @@ void Ledger::begin() {
   last_ = {};
   pace_ = 0;
   started_ = -1;
-  chunks_ = edited_ = skipped_ = fell_back_ = 0;
+  chunks_ = edited_ = skipped_ = unsent_ = fell_back_ = 0;
 }
 
 void Ledger::add(const ChunkRow& row, double now) {
@@ -126,6 +126,7 @@ nlohmann::json Ledger::summary(double now) {
             {"edited", edited_},
             {"dropped", last_.dropped},
             {"skipped", skipped_},
+            {"unsent", unsent_},
             {"fell_back", fell_back_}});
   return s;
 }
