@@ -77,7 +77,8 @@ TensorCoreConv::TensorCoreConv(const Tensor& x, const ConvGeometry& g, const std
   if (g.transposed)
     for (int i = 0; i < 3; ++i) before[i] = kernel[i] - 1 - g.before[i];
   const bool rim = g.border[1] != Border::zeros || g.border[2] != Border::zeros, copy = rim || !g.left.empty();
-  source = is_aligned(x.raw(), 16) ? x : x.clone();
+  const Tensor in = is_aligned(x.raw(), 16) ? x : x.clone();
+  source = in;
   if (copy) {
     PadMap m;
     Shape shape = x.shape();
@@ -96,7 +97,7 @@ TensorCoreConv::TensorCoreConv(const Tensor& x, const ConvGeometry& g, const std
     m.c = task.c;
     for (const Tensor& f : g.left) m.left[m.lefts++] = pointer<const __nv_bfloat16>(f);
     source = Tensor(shape, DType::bf16, Device::cuda);
-    launch({blocks_for(source.numel() / 8, kThreads), kThreads}, pad_kernel, pointer<const __nv_bfloat16>(source), m,
+    launch({blocks_for(source.numel() / 8, kThreads), kThreads}, pad_kernel, pointer<const __nv_bfloat16>(in), m,
            source.numel() / 8, pointer<__nv_bfloat16>(source));
   }
   task.y0 = copy ? 0 : -int(before[1]);

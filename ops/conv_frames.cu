@@ -20,27 +20,12 @@ FramesView::FramesView(const Frames& f) {
   std::copy(f.at.begin(), f.at.end(), at);
 }
 
-void ConvTask::cut(int rows, int columns, bool even_boxes) {
-  const auto up = [](int n, int d) { return (n + d - 1) / d; };
-  int64_t best = std::numeric_limits<int64_t>::max();
-  const int all_frames = batch * frames, widest = std::min(rows, (width + 7) / 8 * 8);
-  for (int d = 1; d <= std::min(all_frames, 4); ++d)
-    for (int a = 1; a <= 2; ++a)
-      for (int bw = 1; bw <= std::min(widest, 256); ++bw) {
-        int bh = std::min(rows / (d * a * bw), 256);
-        while (bh > 0 && (bh * bw) % 8 != 0) --bh;
-        if (bh == 0 || (even_boxes && d * a % 2 != 0)) continue;
-        // Fewest tiles; then few copies, and boxes whose edges are short.
-        const int64_t tiles = int64_t(up(all_frames, d)) * up(height, bh * a) * up(width, bw);
-        const int64_t cost = tiles * 4096 + d * a * 512 + bw + bh * a;
-        if (cost >= best) continue;
-        best = cost;
-        deep = d, across = a, box_w = bw, box_h = bh;
-      }
-  tiles_t = up(all_frames, deep);
-  tiles_h = up(height, box_h * across);
-  tiles_w = up(width, box_w);
-  tiles_n = up(co, columns);
+void ConvTask::cut_squares(int count, int columns) {
+  squares = count;
+  tiles_w = (width + 7) / 8;
+  tiles_h = (height + 7) / 8;
+  tiles_t = batch * frames;
+  tiles_n = (co + columns - 1) / columns;
 }
 
 int processors() {
@@ -54,19 +39,21 @@ namespace {
 
 // v = the sum of the parts, bias and add; or of frames x as they are. A warp per pixel of y, 8 channels of each
 // lane at a time.
-constexpr int kRowWarpsHere = 4, kPacks = 8;
+constexpr int kRowWarpsHere = 4, kMostPacks = 8, kMostFinished = 256 * kMostPacks;
 
+template <int kPacks>
 __global__ void __launch_bounds__(32 * kRowWarpsHere)
     finish_kernel(const __grid_constant__ ConvTask t, int from_parts) {
-  const int64_t positions = int64_t(t.batch) * t.frames * t.height * t.width,
-                row = int64_t(blockIdx.x) * kRowWarpsHere + threadIdx.y;
+  const int positions = t.batch * t.frames * t.height * t.width,
+            row = int(blockIdx.x) * kRowWarpsHere + int(threadIdx.y);
   if (row >= positions) return;
   const int lane = int(threadIdx.x);
   ConvTask::Place at{0, 0, 0, 0, true};
-  at.x = int(row % t.width);
-  at.y = int(row / t.width % t.height);
-  at.t = int(row / t.width / t.height % t.frames);
-  at.b = int(row / t.width / t.height / t.frames);
+  const int line = row / t.width, frame = line / t.height;
+  at.x = row - line * t.width;
+  at.y = line - frame * t.height;
+  at.b = frame / t.frames;
+  at.t = frame - at.b * t.frames;
   const FramesView& like = t.raw ? t.raw : t.normed;
   float v[kPacks][8];
   float squares = 0;
@@ -78,7 +65,7 @@ __global__ void __launch_bounds__(32 * kRowWarpsHere)
     if (n >= t.co) continue;
     if (from_parts) {
       for (int s = 0; s < t.splits; ++s) {
-        const float* part = t.parts + (s * positions + row) * t.co + n;
+        const float* part = t.parts + (int64_t(s) * positions + row) * t.co + n;
         const auto a = load_pack<float, 4>(part), b = load_pack<float, 4>(part + 4);
 #pragma unroll
         for (int e = 0; e < 4; ++e) v[p][e] += a.v[e], v[p][e + 4] += b.v[e];
@@ -125,54 +112,43 @@ __global__ void __launch_bounds__(32 * kRowWarpsHere)
 }
 
 void finish(const ConvTask& task, bool from_parts) {
-  check(task.co <= 256 * kPacks, "conv_frames: ", task.co, " channels, at most ", 256 * kPacks);
-  launch({dim3(blocks_for(task.positions(), kRowWarpsHere)), dim3(32, kRowWarpsHere)}, finish_kernel, task,
-         int(from_parts));
+  check(task.co <= kMostFinished && task.positions() <= INT32_MAX, "conv_frames: ", task.co, " channels, at most ",
+        kMostFinished, ", of ", task.positions(), " pixels");
+  launch({dim3(blocks_for(task.positions(), kRowWarpsHere)), dim3(32, kRowWarpsHere)},
+         task.co <= 512 ? finish_kernel<2> : finish_kernel<kMostPacks>, task, int(from_parts));
 }
 
 // How a task is run.
 struct Plan {
-  int columns = 0, pair = 0, splits = 1;
+  int columns = 0, splits = 1;
 };
 
-// The tiles, and what keeps most processors busy in the last wave: parts of the taps, and what two blocks share.
-Plan choose(const ConvTask& task, bool hopper) {
+// The tiles, and parts of the taps where those keep more processors busy in the last wave.
+Plan choose(const ConvTask& task, bool wgmma) {
   Plan best;
   const bool to_space = task.move == FramesConv::Move::to_space;
   const int one_cell = to_space ? task.co / (task.st * task.sh * task.sw) : 0;
-  const auto whole = [&](int columns) { return to_space ? one_cell % columns == 0 : task.co > columns / 2; };
-  best.columns = hopper && whole(256) ? 256 : whole(128) ? 128 : 64;
+  const auto fits = [&](int columns) { return to_space ? one_cell % columns == 0 : task.co > columns / 2; };
+  best.columns = wgmma && fits(256) ? 256 : fits(128) ? 128 : 64;
   ConvTask probe = task;
-  probe.cut(hopper ? hopper_rows(best.columns) : kMmaTileRows, best.columns);
-  const int64_t m = probe.tiles_m(), n = probe.tiles_n, all = processors(), clusters = all / 2;
+  probe.cut_squares(wgmma ? squares_of_wgmma(best.columns) : kSquaresOfMma, best.columns);
+  const int64_t tiles = int64_t(probe.tiles_m()) * probe.tiles_n, count = processors();
   const double part_bytes = 4.0 * double(task.positions()) * task.co;
   double least = std::numeric_limits<double>::infinity();
-  for (int s = 1; s <= std::min(task.taps(), 9); ++s) {
-    // finish_kernel has no room for more channels; parts cost memory and time.
-    if (s > 1 && (task.co > 256 * kPacks || s * part_bytes > 160e6)) break;
-    for (int pair = hopper ? 1 : 0; pair <= (hopper ? 2 : 0); ++pair) {
-      if (pair == 2 && n % 2 != 0) continue;
-      const int64_t units = pair == 1 ? (m + 1) / 2 * n : pair == 2 ? m * (n / 2) : m * n;
-      const int64_t at_once = pair == 0 ? all : clusters;
-      // Sharing weights moves fewer bytes than sharing pixels.
-      const double time = double((units * s + at_once - 1) / at_once) / double(units * s) * double(units) *
-                          double(at_once) / double(m * n) * (s > 1 ? 1.08 : 1.0) * (pair == 2 ? 1.03 : 1.0);
-      if (time < least * 0.999) least = time, best.pair = pair, best.splits = s;
-    }
+  for (int s : {1, task.kt}) {
+    // Parts cost memory and time, and finish_kernel has no room for more channels.
+    if (s > 1 && (task.co > kMostFinished || s * part_bytes > 160e6)) break;
+    const double time = double((tiles * s + count - 1) / count) / s * (s > 1 ? 1.06 : 1.0);
+    if (time < least * 0.999) least = time, best.splits = s;
   }
   return best;
 }
 
 }  // namespace
 
-int conv_force_mma = 0, conv_force_splits = 0, conv_force_columns = 0, conv_force_pair = -1;
-
 void run_conv(ConvTask task, const Frames& x, const Tensor& w) {
-  const bool hopper = has_wgmma() && conv_force_mma == 0;
-  Plan plan = choose(task, hopper);
-  if (conv_force_splits != 0) plan.splits = conv_force_splits;
-  if (conv_force_columns != 0) plan.columns = conv_force_columns;
-  if (conv_force_pair >= 0) plan.pair = conv_force_pair;
+  const bool wgmma = has_wgmma() && task.kh == 3 && task.kw == 3;
+  const Plan plan = choose(task, wgmma);
   task.splits = plan.splits;
   const FramesView raw = task.raw, normed = task.normed;
   const bool moved = task.move != FramesConv::Move::none,
@@ -188,8 +164,8 @@ void run_conv(ConvTask task, const Frames& x, const Tensor& w) {
     if (!raw) task.raw = normed;
     task.normed = {};
   }
-  if (hopper)
-    conv_products_wgmma(task, x, w, plan.columns, plan.pair);
+  if (wgmma)
+    conv_products_wgmma(task, x, w, plan.columns);
   else
     conv_products_mma(task, plan.columns);
   if (task.splits > 1) finish(task, true);

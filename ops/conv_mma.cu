@@ -6,7 +6,7 @@
 namespace rivulet::cuda {
 namespace {
 
-constexpr int kRows = kMmaTileRows, kDepth = 32, kPitch = kDepth + 8, kStages = 4, kMmaBlock = 256;
+constexpr int kRows = 64 * kSquaresOfMma, kDepth = 32, kPitch = kDepth + 8, kStages = 4, kMmaBlock = 256;
 
 template <int kN>
 struct MmaShared {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kMmaBlock) conv_mma_kernel(const __grid_consta
 
 template <int kN>
 void run(ConvTask task) {
-  task.cut(kRows, kN);
+  task.cut_squares(kSquaresOfMma, kN);
   cuda_check(cudaFuncSetAttribute(conv_mma_kernel<kN>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   int(sizeof(MmaShared<kN>))));
   launch({dim3(blocks_for(int64_t(task.tiles_m()) * task.tiles_n * task.splits, 1)), kMmaBlock,

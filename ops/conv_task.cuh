@@ -56,39 +56,33 @@ struct ConvTask {
   int y0 = 0, x0 = 0;  // what tap 0 of output pixel (0, 0) reads, in coordinates of the store
   bool flipped = false;  // tap u takes the weights of the last tap but u
   int splits = 1;
-  // A tile is `across` boxes on top of each other in each of `deep` frames; a box is [box_h, box_w] pixels, a
-  // multiple of 8.
-  int box_h = 8, box_w = 16, across = 1, deep = 1;
+  // A tile is `squares` squares of 8 x 8 pixels that follow each other; tiles_w, _h and _t count squares.
+  int squares = 2;
   int tiles_w = 0, tiles_h = 0, tiles_t = 0, tiles_n = 0;
 
   int taps() const { return kt * kh * kw; }
   int64_t positions() const { return int64_t(batch) * frames * height * width; }
-  __host__ __device__ int boxes() const { return across * deep; }
-  __host__ __device__ int box_rows() const { return box_h * box_w; }
-  int tiles_m() const { return tiles_w * tiles_h * tiles_t; }
-  // Chooses boxes for tiles of `rows` positions and `columns` channels, so that few rows are idle.
-  void cut(int rows, int columns, bool even_boxes = false);
+  int tiles_m() const { return (tiles_w * tiles_h * tiles_t + squares - 1) / squares; }
+  void cut_squares(int count, int columns);
 
   struct Place {
     int b, t, y, x;
     bool valid;
   };
-  // First pixel of tile m; t counts through the batch.
-  __device__ void origin(int m, int& t, int& y, int& x) const {
-    x = m % tiles_w * box_w;
-    y = m / tiles_w % tiles_h * (box_h * across);
-    t = m / (tiles_w * tiles_h) * deep;
+  // First pixel of square i; t counts through the batch.
+  __device__ void square(int i, int& t, int& y, int& x) const {
+    const int line = i / tiles_w;
+    x = (i - line * tiles_w) * 8;
+    t = line / tiles_h;
+    y = (line - t * tiles_h) * 8;
   }
   // Row r of tile m.
   __device__ Place place(int m, int r) const {
     int t, y, x;
-    origin(m, t, y, x);
-    const int box = r / box_rows(), in = r - box * box_rows();
-    t += box / across;
-    y += box % across * box_h + in / box_w;
-    x += in % box_w;
+    square(m * squares + r / 64, t, y, x);
+    y += r / 8 % 8, x += r % 8;
     const int b = t / frames;
-    return {b, t - b * frames, y, x, box < boxes() && b < batch && y < height && x < width};
+    return {b, t - b * frames, y, x, b < batch && y < height && x < width};
   }
   // Where channel n of output pixel p goes, and its channel there.
   __device__ int moved(Place& p, int n) const {
@@ -214,12 +208,13 @@ __device__ void store_sums(const ConvTask& task, float (&d)[kColumns / 2], int m
   }
 }
 
-// Products and stores of a task, in tiles of `columns` channels: by wgmma (64, 128 or 256), or by mma.sync (64 or
-// 128). A tile that holds all channels of a pixel can write normed.
-void conv_products_wgmma(const ConvTask& task, const Frames& x, const Tensor& w, int columns, int pair);
+// Products and stores of a task, in tiles of `columns` channels: by wgmma (64, 128 or 256; kernels of 3 x 3 in
+// space, parts of whole frames of the kernel), or by mma.sync (64 or 128). A tile that holds all channels of a pixel
+// can write normed.
+void conv_products_wgmma(const ConvTask& task, const Frames& x, const Tensor& w, int columns);
 void conv_products_mma(const ConvTask& task, int columns);
-inline int hopper_rows(int columns) { return columns == 256 ? 128 : 256; }
-constexpr int kMmaTileRows = 128;
+inline int squares_of_wgmma(int columns) { return columns == 256 ? 2 : 4; }
+constexpr int kSquaresOfMma = 2;
 int processors();
 // Cuts the task, runs it and what must follow.
 void run_conv(ConvTask task, const Frames& x, const Tensor& w);

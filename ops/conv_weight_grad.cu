@@ -13,7 +13,8 @@ constexpr int kBoxRows = 64;  // positions of a step
 
 struct GradTask {
   CUtensorMap x, dy;
-  ConvTask task;  // x, sizes and offsets; a box is box_h x box_w = kBoxRows pixels of one frame
+  ConvTask task;  // x, sizes and offsets
+  int box_h = 8, box_w = 8, boxes_h = 0, boxes_w = 0;  // a box is kBoxRows pixels of one frame
   const __nv_bfloat16* grads = nullptr;
   float* parts = nullptr;  // [splits, co, taps, c]
   int boxes = 0, splits = 1, tiles_co = 0, tiles_c = 0;
@@ -22,8 +23,9 @@ struct GradTask {
     int b, t, y, x;
   };
   __device__ Box box(int i) const {
-    const int w = task.tiles_w, h = task.tiles_h, frame = i / (w * h);
-    return {frame / task.frames, frame % task.frames, i / w % h * task.box_h, i % w * task.box_w};
+    const int line = i / boxes_w, frame = line / boxes_h;
+    return {frame / task.frames, frame % task.frames, (line - frame * boxes_h) * box_h,
+            (i - line * boxes_w) * box_w};
   }
   // The boxes of a part.
   __device__ int begin(int split) const { return int(int64_t(boxes) * split / splits); }
@@ -133,7 +135,7 @@ __global__ void __launch_bounds__(kMmaThreads) grad_mma_kernel(const __grid_cons
 #pragma unroll
       for (int i = thread; i < kMmaDepth * kMmaSide / 8; i += kMmaThreads) {
         const int row = i / (kMmaSide / 8), c = i % (kMmaSide / 8) * 8, in = step % kPerBox * kMmaDepth + row;
-        const int py = at.y + in / t.box_w, px = at.x + in % t.box_w;
+        const int py = at.y + in / g.box_w, px = at.x + in % g.box_w;
         const bool real = at.b < t.batch && py < t.height && px < t.width;
         const int64_t o = ((int64_t(at.b) * t.frames + at.t) * t.height + py) * t.width + px;
         const bool has_dy = real && co0 + c < t.co;
@@ -179,24 +181,23 @@ __global__ void __launch_bounds__(kMmaThreads) grad_mma_kernel(const __grid_cons
 }
 
 // Boxes of exactly kBoxRows pixels, few of them.
-void cut_boxes(ConvTask& t) {
+void cut_boxes(GradTask& g) {
+  const int width = g.task.width, height = g.task.height;
   int64_t best = INT64_MAX;
-  for (int bw = 1; bw <= kBoxRows; bw *= 2) {
-    const int bh = kBoxRows / bw;
-    const int64_t count = int64_t((t.width + bw - 1) / bw) * ((t.height + bh - 1) / bh);
-    if (count * 1024 + bw + bh >= best) continue;
-    best = count * 1024 + bw + bh;
-    t.box_w = bw, t.box_h = bh;
+  for (int w = 1; w <= kBoxRows; w *= 2) {
+    const int h = kBoxRows / w, across = (width + w - 1) / w, down = (height + h - 1) / h;
+    if (int64_t(across) * down * 1024 + w + h >= best) continue;
+    best = int64_t(across) * down * 1024 + w + h;
+    g.box_w = w, g.box_h = h, g.boxes_w = across, g.boxes_h = down;
   }
-  t.tiles_w = (t.width + t.box_w - 1) / t.box_w;
-  t.tiles_h = (t.height + t.box_h - 1) / t.box_h;
+  g.boxes = g.task.batch * g.task.frames * g.boxes_w * g.boxes_h;
 }
 
-CUtensorMap boxes_map(const void* base, int64_t n, int h, int w, int c, const ConvTask& t) {
+CUtensorMap boxes_map(const void* base, int64_t n, int h, int w, int c, const GradTask& g) {
   const cuuint64_t row = cuuint64_t(c) * 2;
   return tiled_map(base, {cuuint64_t(c), cuuint64_t(w), cuuint64_t(h), cuuint64_t(n)},
                    {row, row * cuuint64_t(w), row * cuuint64_t(w) * cuuint64_t(h)},
-                   {kPanelColumns, cuuint32_t(t.box_w), cuuint32_t(t.box_h), 1});
+                   {kPanelColumns, cuuint32_t(g.box_w), cuuint32_t(g.box_h), 1});
 }
 
 template <int kC>
@@ -213,13 +214,12 @@ void conv3d_weight_grad_bf16(const Tensor& dy, const Tensor& x, const ConvGeomet
   TensorCoreConv conv(x, geometry, {dw.dim(1), dw.dim(2), dw.dim(3)}, dy.shape());
   GradTask g;
   g.task = conv.task;
-  ConvTask& t = g.task;
-  cut_boxes(t);
+  const ConvTask& t = g.task;
+  cut_boxes(g);
   const bool hopper = has_wgmma();
   const int side_c = !hopper ? kMmaSide : t.c > 64 ? 128 : 64, side_co = hopper ? 128 : kMmaSide;
   const Tensor grads = is_aligned(dy.raw(), 16) ? dy : dy.clone();
   g.grads = pointer<__nv_bfloat16>(grads);
-  g.boxes = t.batch * t.frames * t.tiles_w * t.tiles_h;
   g.tiles_co = (t.co + side_co - 1) / side_co;
   g.tiles_c = (t.c + side_c - 1) / side_c;
   const int64_t blocks = int64_t(g.tiles_co) * g.tiles_c * t.taps();
@@ -229,8 +229,8 @@ void conv3d_weight_grad_bf16(const Tensor& dy, const Tensor& x, const ConvGeomet
   g.parts = parts.data<float>();
   const dim3 grid(unsigned(g.tiles_co * g.tiles_c), unsigned(t.taps()), unsigned(g.splits));
   if (hopper) {
-    g.x = boxes_map(conv.frames.stores[0].raw(), conv.frames.stores[0].dim(0), t.x.height, t.x.width, t.c, t);
-    g.dy = boxes_map(grads.raw(), int64_t(t.batch) * t.frames, t.height, t.width, t.co, t);
+    g.x = boxes_map(conv.frames.stores[0].raw(), conv.frames.stores[0].dim(0), t.x.height, t.x.width, t.c, g);
+    g.dy = boxes_map(grads.raw(), int64_t(t.batch) * t.frames, t.height, t.width, t.co, g);
     if (side_c == 128)
       launch_hopper<128>(g, grid);
     else

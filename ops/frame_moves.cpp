@@ -60,17 +60,16 @@ void unpatch_frames(const Frames& x, int64_t p, const Tensor& pixels) {
   });
 }
 
-void skip_to_depth(const Frames& x, const Tensor& position, const BlockSize& b, const Tensor& out) {
-  const int64_t cells = b[0] * b[1] * b[2], c_out = out.dim(3), group = x.channels() * cells / c_out,
-                n = c_out / cells;
+void skip_to_depth(const Frames& x, const Tensor& table, const BlockSize& b, const Tensor& out) {
+  const int64_t group = table.dim(1);
   float* to = out.data<float>();
   each_pixel(out.dim(0), out.dim(1), out.dim(2), [&](int64_t t, int64_t y, int64_t col) {
-    for (int64_t place = 0; place < c_out; ++place) {
-      const int64_t o = place % n * cells + place / n;
+    const int32_t* code = table.data<int32_t>();
+    for (int64_t p = 0; p < out.dim(3); ++p) {
       float sum = 0;
-      for (int64_t i = o * group; i < (o + 1) * group; ++i) {
-        const Cell d(i % cells, b);
-        sum += pixel(x, t * b[0] + d.t, y * b[1] + d.y, col * b[2] + d.x)[position.data<int32_t>()[i / cells]];
+      for (int64_t k = 0; k < group; ++k, ++code) {
+        const Cell d(*code / kCellStep, b);
+        sum += pixel(x, t * b[0] + d.t, y * b[1] + d.y, col * b[2] + d.x)[*code % kCellStep];
       }
       *to++ = sum / float(group);
     }
@@ -117,14 +116,14 @@ void unpatch_frames(const Frames& x, int64_t p, const Tensor& pixels) {
   ON_DEVICE(pixels, unpatch_frames(x, p, pixels));
 }
 
-void skip_to_depth(const Frames& x, const Tensor& position, const BlockSize& b, const Tensor& out) {
+void skip_to_depth(const Frames& x, const Tensor& table, const BlockSize& b, const Tensor& out) {
   check_skip(x, out);
-  const int64_t cells = b[0] * b[1] * b[2];
   check(x.count() == out.dim(0) * b[0] && x.height() == out.dim(1) * b[1] && x.width() == out.dim(2) * b[2] &&
-            out.dim(3) % cells == 0 && x.channels() * cells % out.dim(3) == 0 &&
-            position.shape() == Shape{x.channels()} && position.dtype() == DType::i32,
-        "skip_to_depth: out has shape ", out.shape(), ", x ", x.count(), " frames of ", x.any().shape());
-  ON_DEVICE(out, skip_to_depth(x, position, b, out));
+            std::max({b[0], b[1], b[2]}) <= 2 && out.dim(3) % 2 == 0 && table.dims() == 2 &&
+            table.dim(0) == out.dim(3) && table.dtype() == DType::i32 && table.is_contiguous(),
+        "skip_to_depth: out has shape ", out.shape(), ", x ", x.count(), " frames of ", x.any().shape(), ", table ",
+        table.shape());
+  ON_DEVICE(out, skip_to_depth(x, table, b, out));
 }
 
 void skip_to_space(const Frames& x, const BlockSize& b, int64_t drop, const Tensor& out) {

@@ -6,9 +6,10 @@ namespace {
 
 struct Grid {
   int frames, height, width;
+  // row < 2^31
   __device__ ConvTask::Place place(int64_t row) const {
-    const int x = int(row % width), y = int(row / width % height), t = int(row / width / height);
-    return {0, t, y, x, t < frames};
+    const int line = int(row) / width, t = line / height;
+    return {0, t, line - t * height, int(row) - line * width, t < frames};
   }
   int64_t pixels() const { return int64_t(frames) * height * width; }
 };
@@ -51,25 +52,30 @@ __global__ void __launch_bounds__(kThreads)
   for (int c = 0; c < 3; ++c) to_pixel(__bfloat162float(from[c * p * p]), pixels[i * 3 + c]);
 }
 
-// A warp per pixel of out.
+// A warp per pixel of out, two channels of each lane at a time.
 constexpr int kSkipWarps = 8;
 
 __global__ void __launch_bounds__(32 * kSkipWarps)
-    to_depth_kernel(const __grid_constant__ FramesView x, const int* position, int st, int sh, int sw, Grid grid,
-                    int c_out, __nv_bfloat16* out) {
+    to_depth_kernel(const __grid_constant__ FramesView x, const int* table, int group, int st, int sh, int sw,
+                    Grid grid, int c_out, __nv_bfloat16* out) {
   const int64_t row = int64_t(blockIdx.x) * kSkipWarps + threadIdx.y;
   const ConvTask::Place at = grid.place(row);
   if (!at.valid) return;
-  const int cells = st * sh * sw, group = x.c * cells / c_out, n = c_out / cells;
-  for (int p = int(threadIdx.x); p < c_out; p += 32) {
-    const int o = p % n * cells + p / n;
-    float sum = 0;
-    for (int k = 0; k < group; ++k) {
-      const int i = o * group + k, cell = i % cells, dt = cell / (sh * sw), dy = cell / sw % sh, dx = cell % sw;
-      sum += __bfloat162float(
-          x.pixel(0, at.t * st + dt, at.y * sh + dy, at.x * sw + dx)[position[i / cells]]);
-    }
-    out[row * c_out + p] = __float2bfloat16(sum / float(group));
+  const __nv_bfloat16 *first = x.pixel(0, at.t * st, at.y * sh, at.x * sw),
+                      *second = x.pixel(0, at.t * st + st - 1, at.y * sh, at.x * sw);
+  const int line = (x.width + 2 * x.rim) * x.c, wide = sw == 2, high = sh == 2;
+  const auto element = [&](int code) {
+    const int cell = code / kCellStep;
+    const __nv_bfloat16* p = cell >> (wide + high) ? second : first;
+    if (wide && (cell & 1)) p += x.c;
+    if (high && (cell >> wide & 1)) p += line;
+    return __bfloat162float(p[code % kCellStep]);
+  };
+  const float share = 1 / float(group);
+  for (int p = 2 * int(threadIdx.x); p < c_out; p += 64) {
+    float a = 0, b = 0;
+    for (int k = 0; k < group; ++k) a += element(table[p * group + k]), b += element(table[(p + 1) * group + k]);
+    *reinterpret_cast<uint32_t*>(out + row * c_out + p) = two_bf16(a * share, b * share);
   }
 }
 
@@ -117,11 +123,11 @@ void unpatch_frames(const Frames& x, int64_t p, const Tensor& pixels) {
     launch({blocks, kThreads}, unpatch_kernel<float>, view, int(p), grid, pixels.data<float>());
 }
 
-void skip_to_depth(const Frames& x, const Tensor& position, const BlockSize& block, const Tensor& out) {
+void skip_to_depth(const Frames& x, const Tensor& table, const BlockSize& block, const Tensor& out) {
   const Grid grid{int(out.dim(0)), int(out.dim(1)), int(out.dim(2))};
   launch({blocks_for(grid.pixels(), kSkipWarps), dim3(32, kSkipWarps)}, to_depth_kernel, FramesView(x),
-         position.data<int32_t>(), int(block[0]), int(block[1]), int(block[2]), grid, int(out.dim(3)),
-         pointer<__nv_bfloat16>(out));
+         table.data<int32_t>(), int(table.dim(1)), int(block[0]), int(block[1]), int(block[2]), grid,
+         int(out.dim(3)), pointer<__nv_bfloat16>(out));
 }
 
 void skip_to_space(const Frames& x, const BlockSize& block, int64_t drop, const Tensor& out) {

@@ -5,6 +5,7 @@
 
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
+#include "ops/frame_moves.h"
 
 namespace rivulet {
 namespace {
@@ -46,6 +47,19 @@ void copy(const CausalConv3d& from, const Order& in, const Order& out, const Pac
   to.bias.copy_from(rows(from.bias.detach(), out).to(to.bias.device()));
 }
 
+// Channel o of space to depth of x is the mean of its elements o g to (o + 1) g, counted channel by channel and
+// within one cell by cell. `order` is that of x, `next` that of the result.
+Tensor skip_table(const Order& order, const Order& next, int64_t cells) {
+  Order place(order.size());
+  for (size_t i = 0; i < order.size(); ++i) place[size_t(order[i])] = int64_t(i);
+  const int64_t group = int64_t(order.size()) * cells / int64_t(next.size());
+  std::vector<double> table;
+  for (int64_t o : next)
+    for (int64_t i = o * group; i < (o + 1) * group; ++i)
+      table.push_back(double(i % cells * kCellStep + place[size_t(i / cells)]));
+  return Tensor::of(table, {int64_t(next.size()), group}, DType::i32);
+}
+
 PackedStage stage(int64_t width, int64_t layers) {
   check(layers > 0, "packed vae: a stage of ", width, " channels without residual blocks");
   PackedStage s;
@@ -85,10 +99,10 @@ PackedVae::PackedVae(const VideoVaeConfig& c, DType dtype, Device device)
     PackedStage& mine = encoder.stages.back();
     mine.stride = s.stride;
     mine.sampler = conv(width, s.width / cells_of(s.stride));
-    std::vector<double> position(order.size());
-    for (size_t i = 0; i < order.size(); ++i) position[size_t(order[i])] = double(i);
-    mine.position = Tensor::of(position, {width}, DType::i32).to(device);
-    order = cells_first(s.width / cells_of(s.stride), cells_of(s.stride));
+    const int64_t cells = cells_of(s.stride);
+    const Order next = cells_first(s.width / cells, cells);
+    mine.skip = skip_table(order, next, cells).to(device);
+    order = next;
     width = s.width;
   }
   encoder.stages.push_back(stage(width, c.encoder_mid_layers));

@@ -18,7 +18,7 @@ struct PackedStage {
   std::vector<PackedConv> convs;  // two of each block
   PackedConv sampler;             // none behind the last stage
   BlockSize stride{1, 1, 1};
-  Tensor position;  // i32 [width]: where each channel lies
+  Tensor skip;  // i32: a downsampler's table for ops/frame_moves skip_to_depth
 };
 
 struct PackedHalf {

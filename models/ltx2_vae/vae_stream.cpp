@@ -230,7 +230,7 @@ class VaeStream::Run {
       T = (T + in.repeated) / s.stride[0];
       x_ = dense(T, in);
       job.move = FramesConv::Move::to_depth;
-      skip_to_depth(read, s.position, s.stride, x_);
+      skip_to_depth(read, s.skip, s.stride, x_);
     } else {
       job.drop = s.stride[0] == 2 && !half_.started ? 1 : 0;
       T = T * s.stride[0] - job.drop;
