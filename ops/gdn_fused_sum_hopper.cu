@@ -11,10 +11,9 @@ namespace {
 constexpr int kD = 112, kPieces = kD / 8;  // 16-byte pieces of a token
 constexpr int kGroup = 128, kSumThreads = 4 * kGroup;
 constexpr int kStep = 32, kRowsAtOnce = 16;  // tokens of a stage, and those that the makers make at once
-constexpr int kMakers = kRowsAtOnce * kPieces, kMakerWarps = kMakers / 32, kUsers = 2 * kGroup;
+constexpr int kMakers = kRowsAtOnce * kPieces;
 constexpr int kItems = kStep / kRowsAtOnce;
 constexpr int kStages = 4, kRawStages = 4;  // of operands, and of what they are made from
-constexpr int kTop = 64;                    // channels of the first panel
 static_assert(kMakers % 32 == 0 && kMakers <= 2 * kGroup);
 
 // One operand of a stage: tokens are rows, channels columns (columns_operand of wgmma.cuh); those from kD on
@@ -50,6 +49,9 @@ struct SumArguments {
 };
 
 #ifdef RIVULET_SM90A
+
+constexpr int kMakerWarps = kMakers / 32, kUsers = 2 * kGroup;
+constexpr int kTop = 64;  // channels of the first panel
 
 // Makes the operands of this block's stages. Thread `t` of the makers has one piece of every kRowsAtOnce-th
 // token, which it copies for itself kRawStages - 1 stages ahead; its parts of b come out.
