@@ -20,11 +20,6 @@ static_assert(kMakers % 32 == 0 && kMakers <= 2 * kGroup);
 // are zeros.
 constexpr int kOperand = panels_of(kD) * panel_bytes(kStep);
 
-// Where 16 bytes of a row of an operand lie: panels are swizzled.
-__device__ inline int piece_at(int row, int piece) {
-  return piece / 8 * panel_bytes(kStep) + row * kPanelRowBytes + ((piece % 8) ^ (row % 8)) * 16;
-}
-
 struct SumShared {
   alignas(1024) unsigned char plain[kStages][kOperand], turned[kStages][kOperand], values[kStages][kOperand];
   uint4 raw[kRawStages][kItems][3][kMakers];  // k, v and angles of each maker
@@ -52,6 +47,11 @@ struct SumArguments {
 
 constexpr int kMakerWarps = kMakers / 32, kUsers = 2 * kGroup;
 constexpr int kTop = 64;  // channels of the first panel
+
+// Where 16 bytes of a row of an operand lie: panels are swizzled.
+__device__ inline int piece_at(int row, int piece) {
+  return piece / 8 * panel_bytes(kStep) + row * kPanelRowBytes + ((piece % 8) ^ (row % 8)) * 16;
+}
 
 // Makes the operands of this block's stages. Thread `t` of the makers has one piece of every kRowsAtOnce-th
 // token, which it copies for itself kRawStages - 1 stages ahead; its parts of b come out.
