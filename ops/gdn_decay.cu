@@ -21,6 +21,7 @@ __global__ void gdn_decay_kernel(const T* logits, Steps step, const T* dt_bias, 
       logits + blockIdx.x / frames * step.batch + blockIdx.x % frames * step.frame + h * step.head;
   Wide<T> sum = 0;
   if (part < per_head)
+#pragma unroll 8
     for (int s = part; s < tokens; s += per_head) sum += Wide<T>(from[s * step.token]);
   sums[threadIdx.x] = sum;
   __syncthreads();

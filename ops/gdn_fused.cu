@@ -65,17 +65,6 @@ __global__ void __launch_bounds__(32 * kReadWarps, kReadBlocks)
   const FusedCell cell(int(blockIdx.x) / tiles, n);
   const int first = int(blockIdx.x) % tiles * rounds * kReadTokens + int(threadIdx.x) / 32 * 16;
   const int64_t square = int64_t(cell.index) * D * D;
-  // The rows that a warp reads next are asked for while it works on these.
-  const auto ask = [&](int start) {
-    constexpr int kSector = 16, kSectors = D / kSector;  // 32 bytes
-    for (int i = int(threadIdx.x) % 32; i < 16 * kSectors; i += 32) {
-      const int token = start + i / kSectors, channel = i % kSectors * kSector;
-      if (token >= n.s) return;
-      prefetch_to_l2(q.at(cell, D, token) + channel);
-      prefetch_to_l2(gate.at(cell, D, token) + channel);
-    }
-  };
-  ask(first);
   fill_slots<D, 32 * kReadWarps>(state, [&](int i, int j) {
     const float4 x = *reinterpret_cast<const float4*>(m + square + i * D + j),
                  y = *reinterpret_cast<const float4*>(r_m + square + i * D + j);
@@ -91,7 +80,6 @@ __global__ void __launch_bounds__(32 * kReadWarps, kReadBlocks)
   for (int round = 0; round < rounds; ++round) {
     const int start = first + round * kReadTokens, token = start + int(threadIdx.x) % 32 / 4;
     if (start >= n.s) return;
-    if (round + 1 < rounds) ask(start + kReadTokens);
     Frag turned[D / 16];
     float scale[2];
     {

@@ -256,9 +256,6 @@ __device__ inline void copy_16_bytes_async(void* shared, const void* global, boo
                "r"(valid ? 16 : 0)
                : "memory");
 }
-// Asks for the memory at p to be brought near.
-__device__ inline void prefetch_to_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 __device__ void wait_copies() {

@@ -11,24 +11,18 @@ namespace {
 constexpr int kD = 112, kPieces = kD / 8;  // 16-byte pieces of a token
 constexpr int kGroup = 128, kSumThreads = 4 * kGroup;
 constexpr int kStep = 32, kRowsAtOnce = 16;  // tokens of a stage, and those that the makers make at once
-constexpr int kMakers = kRowsAtOnce * kPieces, kMakerWarps = kMakers / 32, kUsers = 2 * kGroup;
+constexpr int kMakers = kRowsAtOnce * kPieces;
 constexpr int kItems = kStep / kRowsAtOnce;
-constexpr int kPrefetch = 4;  // stages that k and v are asked for ahead of their use
-constexpr int kTop = 64;      // channels of the first panel
+constexpr int kStages = 4, kRawStages = 4;  // of operands, and of what they are made from
 static_assert(kMakers % 32 == 0 && kMakers <= 2 * kGroup);
 
 // One operand of a stage: tokens are rows, channels columns (columns_operand of wgmma.cuh); those from kD on
 // are zeros.
 constexpr int kOperand = panels_of(kD) * panel_bytes(kStep);
 
-// Where 16 bytes of a row of an operand lie: panels are swizzled.
-__device__ inline int piece_at(int row, int piece) {
-  return piece / 8 * panel_bytes(kStep) + row * kPanelRowBytes + ((piece % 8) ^ (row % 8)) * 16;
-}
-
-template <int kStages>
 struct SumShared {
   alignas(1024) unsigned char plain[kStages][kOperand], turned[kStages][kOperand], values[kStages][kOperand];
+  uint4 raw[kRawStages][kItems][3][kMakers];  // k, v and angles of each maker
   float b_parts[kRowsAtOnce][kD];
   uint64_t full[kStages], empty[kStages];
 };
@@ -51,72 +45,81 @@ struct SumArguments {
 
 #ifdef RIVULET_SM90A
 
-// What a maker reads of one token.
-struct Item {
-  uint4 k, v, angle;
-  float r, beta;
-};
+constexpr int kMakerWarps = kMakers / 32, kUsers = 2 * kGroup;
+constexpr int kTop = 64;  // channels of the first panel
+
+// Where 16 bytes of a row of an operand lie: panels are swizzled.
+__device__ inline int piece_at(int row, int piece) {
+  return piece / 8 * panel_bytes(kStep) + row * kPanelRowBytes + ((piece % 8) ^ (row % 8)) * 16;
+}
 
 // Makes the operands of this block's stages. Thread `t` of the makers has one piece of every kRowsAtOnce-th
-// token; its parts of b come out.
-template <int kStages>
-__device__ void make_operands(const SumArguments& x, SumShared<kStages>& s, const FusedCell& cell, int begin,
+// token, which it copies for itself kRawStages - 1 stages ahead; its parts of b come out.
+__device__ void make_operands(const SumArguments& x, SumShared& s, const FusedCell& cell, int begin,
                               int end) {
   const int t = int(threadIdx.x) - kUsers;
   if (t >= kMakers) return;
   const int row = t / kPieces, piece = t % kPieces, last = x.n.s - 1;
-  float weight[8], b_sum[8] = {};
+  float weight[8], b_sum[8] = {}, next_r[kItems], next_beta[kItems];
 #pragma unroll
   for (int i = 0; i < 8; ++i) weight[i] = x.norm.at(cell.h * kD + 8 * piece + i);
   const half_t *k = x.k.at(cell, kD) + 8 * piece, *v = x.v.at(cell, kD) + 8 * piece;
   const uint32_t* angles = x.angles + int64_t(cell.place(x.n)) * (kD / 2) + 4 * piece;
   const float *r = x.r + x.n.tokens() + cell.token(x.n),
               *beta = x.beta + int64_t(cell.token(x.n)) * x.n.h + cell.h;
-  Item next;
-  const auto load = [&](int token) {
-    const bool valid = token <= last;
-    const int at = min(token, last);
-    next.k = __ldg(reinterpret_cast<const uint4*>(k + at * x.k.step_s));
-    next.v = __ldg(reinterpret_cast<const uint4*>(v + at * x.v.step_s));
-    next.angle = __ldg(reinterpret_cast<const uint4*>(angles + at * (kD / 2)));
-    next.r = valid ? r[at] : 0;
-    next.beta = valid ? beta[at * x.n.h] : 0;
+  const auto copy = [&](int stage) {
+    if (stage < end)
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        const int token = stage * kStep + i * kRowsAtOnce + row, at = min(token, last);
+        uint4(&to)[3][kMakers] = s.raw[(stage - begin) % kRawStages][i];
+        copy_16_bytes_async(&to[0][t], k + at * x.k.step_s, token <= last);
+        copy_16_bytes_async(&to[1][t], v + at * x.v.step_s, token <= last);
+        copy_16_bytes_async(&to[2][t], angles + at * (kD / 2));
+      }
+    commit_copies();
   };
-  const auto ask = [&](int stage) {
-    if (piece % 2 != 0 || stage >= end) return;  // a sector of memory holds two pieces
+  const auto fetch = [&](int stage) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      const int at = min(stage * kStep + i * kRowsAtOnce + row, last);
-      prefetch_to_l2(k + at * x.k.step_s);
-      prefetch_to_l2(v + at * x.v.step_s);
+      const int token = stage * kStep + i * kRowsAtOnce + row;
+      const bool valid = token <= last;
+      next_r[i] = valid ? r[token] : 0;
+      next_beta[i] = valid ? beta[token * x.n.h] : 0;
     }
   };
-  load(begin * kStep + row);
 #pragma unroll
-  for (int ahead = 1; ahead < kPrefetch; ++ahead) ask(begin + ahead);
+  for (int ahead = 0; ahead < kRawStages - 1; ++ahead) copy(begin + ahead);
+  fetch(begin);
   Ring<kStages> ring;
   for (int stage = begin; stage < end; ++stage, ring.next()) {
-    ask(stage + kPrefetch);
-    barrier_wait(&s.empty[ring.stage], ring.parity ^ 1);
-#pragma unroll 1
+    copy(stage + kRawStages - 1);
+    float root[kItems], scale[kItems];
+#pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      const Item item = next;
-      load(stage * kStep + (i + 1) * kRowsAtOnce + row);
-      const float root = sqrtf(item.beta), scale = item.r * x.key_scale * root;
-      const uint32_t kw[4] = {item.k.x, item.k.y, item.k.z, item.k.w},
-                     vw[4] = {item.v.x, item.v.y, item.v.z, item.v.w},
-                     aw[4] = {item.angle.x, item.angle.y, item.angle.z, item.angle.w};
+      root[i] = sqrtf(next_beta[i]);
+      scale[i] = next_r[i] * x.key_scale * root[i];
+    }
+    fetch(stage + 1);
+    wait_copies<kRawStages - 1>();
+    barrier_wait(&s.empty[ring.stage], ring.parity ^ 1);
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      uint4(&from)[3][kMakers] = s.raw[(stage - begin) % kRawStages][i];
+      const uint4 kq = from[0][t], vq = from[1][t], aq = from[2][t];
+      const uint32_t kw[4] = {kq.x, kq.y, kq.z, kq.w}, vw[4] = {vq.x, vq.y, vq.z, vq.w},
+                     aw[4] = {aq.x, aq.y, aq.z, aq.w};
       Pack<uint32_t, 4> plain, turned, values;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float2 raw = unpack2(kw[j]), turn = unpack_angle(aw[j]), value = unpack2(vw[j]);
-        const float f0 = fmaxf(raw.x * weight[2 * j], 0.0f) * scale,
-                    f1 = fmaxf(raw.y * weight[2 * j + 1], 0.0f) * scale;
-        b_sum[2 * j] += f0 * root;
-        b_sum[2 * j + 1] += f1 * root;
+        const float f0 = fmaxf(raw.x * weight[2 * j], 0.0f) * scale[i],
+                    f1 = fmaxf(raw.y * weight[2 * j + 1], 0.0f) * scale[i];
+        b_sum[2 * j] += f0 * root[i];
+        b_sum[2 * j + 1] += f1 * root[i];
         plain.v[j] = pack2(f0, f1);
         turned.v[j] = pack2(f0 * turn.x - f1 * turn.y, f0 * turn.y + f1 * turn.x);
-        values.v[j] = pack2(value.x * root, value.y * root);
+        values.v[j] = pack2(value.x * root[i], value.y * root[i]);
       }
       const int at = piece_at(i * kRowsAtOnce + row, piece);
       store_pack(reinterpret_cast<uint32_t*>(s.plain[ring.stage] + at), plain);
@@ -127,6 +130,7 @@ __device__ void make_operands(const SumArguments& x, SumShared<kStages>& s, cons
     __syncwarp();
     if (t % 32 == 0) barrier_arrive(&s.full[ring.stage]);
   }
+  wait_copies<0>();
 #pragma unroll
   for (int i = 0; i < 8; ++i) s.b_parts[row][8 * piece + i] = b_sum[i];
 }
@@ -164,9 +168,8 @@ struct Accumulators {
 };
 
 // first += left0' right0, second += left1' right1, corner += the lower corner of own' own.
-template <int kStages>
-__device__ void multiply(Accumulators& sum, SumShared<kStages>& s, int begin, int end, uint64_t left0,
-                         uint64_t left1, uint64_t right0, uint64_t right1, uint64_t own) {
+__device__ void multiply(Accumulators& sum, SumShared& s, int begin, int end, uint64_t left0, uint64_t left1,
+                         uint64_t right0, uint64_t right1, uint64_t own) {
   const uint64_t corner = own + (panel_bytes(kStep) >> 4);
   Ring<kStages> ring;
   int before = -1;
@@ -197,8 +200,7 @@ __device__ void multiply(Accumulators& sum, SumShared<kStages>& s, int begin, in
 __device__ inline void users_meet() { asm volatile("bar.sync 1, %0;" ::"n"(kUsers) : "memory"); }
 
 // The first warpgroup: the upper halves of Pz and P, and P's lower corner.
-template <int kStages>
-__device__ void sum_upper(SumShared<kStages>& s, Sums& to, int begin, int end) {
+__device__ void sum_upper(SumShared& s, Sums& to, int begin, int end) {
   Accumulators sum;
   const uint64_t plain = columns_operand(s.plain, kStep), turned = columns_operand(s.turned, kStep);
   multiply(sum, s, begin, end, plain, turned, plain, turned, turned);
@@ -208,8 +210,7 @@ __device__ void sum_upper(SumShared<kStages>& s, Sums& to, int begin, int end) {
   put_corner(to.p, sum.corner);
 }
 // The second: A', and Pz's corner.
-template <int kStages>
-__device__ void sum_values(SumShared<kStages>& s, Sums& to, int begin, int end) {
+__device__ void sum_values(SumShared& s, Sums& to, int begin, int end) {
   Accumulators sum;
   const uint64_t plain = columns_operand(s.plain, kStep), turned = columns_operand(s.turned, kStep),
                  values = columns_operand(s.values, kStep);
@@ -244,17 +245,30 @@ __device__ float4 total_of(float* part, int i) {
   return total;
 }
 
+// This block's share of the cell's matrices, by all threads.
+template <int kSplit>
+__device__ void put_out(const SumArguments& x, Sums& sums, int64_t square, int rank) {
+  constexpr int kShare = kD * kD / 4 / kSplit;
+#pragma unroll 2
+  for (int i = rank * kShare + int(threadIdx.x); i < (rank + 1) * kShare; i += kSumThreads) {
+    const float4 p = total_of<kSplit>(sums.p, i), p_z = total_of<kSplit>(sums.p_z, i),
+                 a = total_of<kSplit>(sums.a, i);
+    reinterpret_cast<uint2*>(x.p + square)[i] = {pack2(p.x, p.y), pack2(p.z, p.w)};
+    reinterpret_cast<float4*>(x.p_z + square)[i] = p_z;
+    reinterpret_cast<float4*>(x.a + square)[i] = a;
+  }
+}
+
 #endif
 
 // A cluster of kSplit blocks per cell, each with its share of the frame's tokens.
-template <int kSplit, int kStages>
+template <int kSplit>
 __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
     sum_frame_hopper_kernel(const __grid_constant__ SumArguments x) {
 #ifdef RIVULET_SM90A
   extern __shared__ unsigned char shared[];
-  auto& s =
-      *reinterpret_cast<SumShared<kStages>*>((reinterpret_cast<uintptr_t>(shared) + 1023) / 1024 * 1024);
-  static_assert(sizeof(Sums) <= offsetof(SumShared<kStages>, b_parts));
+  auto& s = *reinterpret_cast<SumShared*>((reinterpret_cast<uintptr_t>(shared) + 1023) / 1024 * 1024);
+  static_assert(sizeof(Sums) <= offsetof(SumShared, b_parts));
   auto& sums = *reinterpret_cast<Sums*>(s.plain);
   const FusedCell cell(int(blockIdx.x) / kSplit, x.n);
   const int rank = int(blockIdx.x) % kSplit, group = int(threadIdx.x) / kGroup;
@@ -278,6 +292,7 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
     registers_down<80>();
     make_operands(x, s, cell, begin, end);
     meet<kSplit>();
+    put_out<kSplit>(x, sums, square, rank);
     const int channel = int(threadIdx.x) - kUsers;
     if (rank == 0 && channel < kD) {
       float total = 0;
@@ -297,13 +312,7 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
     else
       sum_values(s, sums, begin, end);
     meet<kSplit>();
-    constexpr int kShare = kD * kD / 4 / kSplit;
-    for (int i = rank * kShare + int(threadIdx.x); i < (rank + 1) * kShare; i += kUsers) {
-      const float4 p = total_of<kSplit>(sums.p, i);
-      reinterpret_cast<uint2*>(x.p + square)[i] = {pack2(p.x, p.y), pack2(p.z, p.w)};
-      reinterpret_cast<float4*>(x.p_z + square)[i] = total_of<kSplit>(sums.p_z, i);
-      reinterpret_cast<float4*>(x.a + square)[i] = total_of<kSplit>(sums.a, i);
-    }
+    put_out<kSplit>(x, sums, square, rank);
   }
   if constexpr (kSplit > 1) meet<kSplit>();  // a block's memory is read by the others until here
 #endif
@@ -328,7 +337,6 @@ bool sums_frames_by_wgmma(const FusedSizes& n) { return n.d == kD && has_wgmma()
 
 void sum_frames_wgmma(const FusedSizes& n, const GdnFusedInputs& in, const GdnFusedSaved& saved,
                       float key_scale, float* a, float* b) {
-  constexpr int kStages = 7;
   const SumArguments x{n,
                        FusedRows(in.k),
                        FusedRows(in.v),
@@ -342,9 +350,9 @@ void sum_frames_wgmma(const FusedSizes& n, const GdnFusedInputs& in, const GdnFu
                        a,
                        b};
   const auto sum = [&]<int kSplit>() {
-    constexpr size_t kBytes = sizeof(SumShared<kStages>) + 1024;
-    allow_shared(sum_frame_hopper_kernel<kSplit, kStages>, kBytes);
-    launch({unsigned(n.cells() * kSplit), kSumThreads, kBytes}, sum_frame_hopper_kernel<kSplit, kStages>, x);
+    constexpr size_t kBytes = sizeof(SumShared) + 1024;
+    allow_shared(sum_frame_hopper_kernel<kSplit>, kBytes);
+    launch({unsigned(n.cells() * kSplit), kSumThreads, kBytes}, sum_frame_hopper_kernel<kSplit>, x);
   };
   const int split = best_split(n.cells(), (n.s + kStep - 1) / kStep);
   if (split == 1) sum.template operator()<1>();

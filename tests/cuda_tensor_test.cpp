@@ -200,6 +200,14 @@ TEST_CASE("memory is counted, and running out says what was asked and what is he
                          doctest::Contains("asked for 4398046511104 bytes, tensors hold"), Error);
   }
   CHECK(cuda_memory().now == before);
+  {
+    Arena limited(1 << 20, Device::cuda);
+    const ArenaScope use(limited);
+    const Tensor held({1 << 18}, DType::u8, Device::cuda);
+    CHECK_THROWS_WITH_AS(Tensor({1 << 20}, DType::u8, Device::cuda),
+                         doctest::Contains("asked for 1048576 bytes, 262144 of 1048576 are in use"), Error);
+  }
+  CHECK(cuda_memory().now == before);
   CHECK(full({3}, 2, DType::f32, Device::cuda).to_vector() == std::vector<double>{2, 2, 2});
 }
 
