@@ -1,14 +1,16 @@
 // Which number format each layer of a transformer multiplies in: data, not code. One file is read by the
-// trainer (rounding in the midst of training) and by the fast runtime (real kernels), and written by the search.
+// trainer (rounding in the midst of training) and by the fast runtime (real kernels), and written by the
+// search.
 //
 //   { "kind": "rivulet precision", "schema": 1, "name": "...",
 //     "rules": [ {"choice": "fp8"},                                    // every layer but the gates
-//                {"layers": ["sa_q", "ffn_in"], "blocks": [6, 7], "t": [900, 1000], "choice": "nvfp4+lr32"} ],
+//                {"layers": ["sa_q", "ffn_in"], "blocks": [6, 7], "t": [900, 1000], "choice": "nvfp4+lr32"}
+//                ],
 //     "notes": {...} }                                                 // anything; kept, not read
 //
-// Later rules win. A rule without "layers" means every layer but sa_gate, without "blocks" every block, without
-// "t" every timestep; t is inclusive at both ends and is the network's, 0..1000 (0: the pass that writes
-// the memory). ca_kv is computed once per prompt, so a rule with "t" cannot name it.
+// Later rules win. A rule without "layers" means every layer but sa_gate, without "blocks" every block,
+// without "t" every timestep; t is inclusive at both ends and is the network's, 0..1000 (0: the pass that
+// writes the memory). ca_kv is computed once per prompt, so a rule with "t" cannot name it.
 #pragma once
 
 #include <array>
@@ -26,7 +28,18 @@ namespace rivulet {
 
 // The layers of a block that have a choice. scores is attention itself (q k^T and p v), of softmax blocks.
 enum class Layer : uint8_t {
-  sa_q, sa_k, sa_v, sa_gate, sa_o, scores, ca_q, ca_kv, ca_o, ffn_in, ffn_out, ffn_t
+  sa_q,
+  sa_k,
+  sa_v,
+  sa_gate,
+  sa_o,
+  scores,
+  ca_q,
+  ca_kv,
+  ca_o,
+  ffn_in,
+  ffn_out,
+  ffn_t
 };
 inline constexpr int kLayers = 12;
 const char* name_of(Layer layer);
@@ -112,10 +125,24 @@ struct BlockPrecision {
   const Choice& at(Layer layer) const { return of(choices, layer); }
 };
 
-// l(x) in the format chosen for `layer`: activation and weight rounded, product and sum as always.
-Tensor linear_as(const BlockPrecision* precision, Layer layer, const Linear& l, const Tensor& x);
-// The two operands of any other product: an activation rounded, a weight [..., K] rounded.
-Tensor activation_as(const BlockPrecision* precision, Layer layer, const Tensor& x);
+// Weights and activations of products that are not a Linear.
 RoundedWeight weight_as(const BlockPrecision* precision, Layer layer, const Tensor& w);
+Tensor activation_as(const BlockPrecision* precision, Layer layer, const Tensor& x);
+
+// An activation that several layers read: rounded once for each format.
+class SharedInput {
+ public:
+  SharedInput(const BlockPrecision* precision, const Tensor& x) : precision(precision), x(x) {}
+  const Tensor& as(Layer layer);
+
+  const BlockPrecision* precision;
+  const Tensor x;
+
+ private:
+  std::array<Tensor, kFormats> rounded_;
+};
+
+// l(x) in the format chosen for `layer`: activation and weight rounded, product and sum as always.
+Tensor linear_as(SharedInput& x, Layer layer, const Linear& l);
 
 }  // namespace rivulet

@@ -1,7 +1,7 @@
 // Matrices in few bits, for inference, and the same rounding in the midst of training.
 //
-// A matrix [rows, K] (rows: tokens of an activation, output channels of a weight) is kept as codes and scales;
-// groups run along K, the last one of a row may be shorter.
+// A matrix [rows, K] (rows: tokens of an activation, output channels of a weight) is kept as codes and
+// scales; groups run along K, the last one of a row may be shorter.
 //
 //   format       codes  scales                                                       bits a value
 //   bf16         -      none: the matrix as it is                                    16
@@ -16,7 +16,8 @@
 // In f32, each operation rounded by itself (so the bits are the same everywhere):
 //   fp8:    s = max(amax / 448, 2^-100);  code = E4M3(x * (1 / s));                      value = code * s
 //   nvfp4:  g = max(amax / 2688, 2^-100);  b = E4M3(clamp((amax_group / 6) / g, 2^-9, 448));
-//           code = E2M1(x * (1 / (b * g)));                                               value = code * b * g
+//           code = E2M1(x * (1 / (b * g)));                                               value = code * b *
+//           g
 // amax skips what is not finite. Infinities saturate; NaN stays NaN in E4M3 and becomes +6 in E2M1.
 #pragma once
 
@@ -28,6 +29,7 @@
 namespace rivulet {
 
 enum class Format : uint8_t { bf16, fp8_tensor, fp8, mxfp8, nvfp4, nvfp4_46, nvfp4_swept };
+inline constexpr int kFormats = 7;
 const char* name_of(Format format);
 Format format_named(const std::string& name);  // throws, and lists the names
 constexpr bool is_fp4(Format f) { return f >= Format::nvfp4; }
@@ -44,8 +46,8 @@ struct QuantizedMatrix {
   int64_t bytes() const;
 };
 
-// x [..., K] of f32 or bf16 as [rows, K]. `global` (f32 [1]) replaces amax / 2688 where it is known beforehand:
-// larger values then saturate.
+// x [..., K] of f32 or bf16 as [rows, K]. `global` (f32 [1]) replaces amax / 2688 where it is known
+// beforehand: larger values then saturate.
 QuantizedMatrix quantize(const Tensor& x, Format format, const Tensor& global = {});
 // Rounded once, from f32, to `dtype`.
 Tensor dequantize(const QuantizedMatrix& q, DType dtype = DType::f32);
@@ -66,9 +68,11 @@ constexpr int64_t swizzled_bytes(int64_t rows, int64_t columns) {
 }
 Tensor swizzle_scales(const Tensor& scales);
 
-// x [rows, K] dense, f32 or bf16; the results dense, of the shapes above. global is written unless `given`.
+// x [rows, K] dense, f32 (or bf16 on a GPU); the results dense, of the shapes above. q.global is written
+// unless it is `given`.
 KERNELS(void quantize(const Tensor& x, QuantizedMatrix& q, bool given);
         void dequantize(const QuantizedMatrix& q, bool with_scales, Tensor& y);
+        void fake_quantize(const Tensor& x, Format format, const Tensor& global, Tensor& y);
         void swizzle_scales(const Tensor& scales, Tensor& out);)
 
 }  // namespace rivulet
