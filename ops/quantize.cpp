@@ -82,8 +82,8 @@ Tensor as_matrix(const Tensor& x) {
 }
 
 void check_global(const Tensor& global, const Tensor& x, Format format) {
-  check(!global || ((is_fp4(format) || format == Format::fp8_tensor) && global.dtype() == DType::f32 && global.numel() == 1 &&
-                    global.device() == x.device()),
+  check(!global || ((is_fp4(format) || format == Format::fp8_tensor) && global.dtype() == DType::f32 &&
+                    global.numel() == 1 && global.device() == x.device()),
         "quantize: the global scale of ", name_of(format), " on ", x.device(), " cannot be ",
         global ? global.dtype() : DType::f32, " ", global ? global.shape() : Shape{});
 }
@@ -94,7 +94,7 @@ namespace cpu {
 
 void quantize(const Tensor& x, QuantizedMatrix& q, bool given) {
   const Format format = q.format;
-  const float whole = whole_scale(format, x, given ? q.global : Tensor());
+  const float whole = whole_scale(format, x, !given ? Tensor() : is_fp4(format) ? q.global : q.scales);
   if (is_fp4(format)) q.global.data<float>()[0] = whole;
   if (format == Format::fp8_tensor) q.scales.data<float>()[0] = whole;
   const int64_t groups = groups_of(format, q.cols), packed = q.codes.dim(1);
@@ -190,6 +190,7 @@ QuantizedMatrix quantize(const Tensor& x_any, Format format, const Tensor& globa
   else
     q.scales = Tensor({format == Format::fp8 ? q.rows : 1}, DType::f32, device);
   if (is_fp4(format)) q.global = global ? global.detach().clone() : Tensor({1}, DType::f32, device);
+  if (format == Format::fp8_tensor && global) q.scales.copy_from(global);
   ON_DEVICE(x, quantize(x, q, bool(global)));
   return q;
 }

@@ -1,0 +1,248 @@
+// The small formats against their definitions and, where its headers are present, against the CUDA toolkit's
+// host conversions; matrices of them; the GPU's bits against the CPU's.
+#include "ops/quantize.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <set>
+
+#include "op_fixtures.h"
+#include "ops/formats.h"
+#include "tensor/cuda.h"
+#ifdef RIVULET_CUDA_HEADERS
+#include <cuda_fp4.h>
+#include <cuda_fp8.h>
+#endif
+
+using namespace rivulet;
+
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+const float kNan = std::numeric_limits<float>::quiet_NaN();
+const Format kAll[] = {Format::fp8_tensor, Format::fp8,      Format::mxfp8,
+                       Format::nvfp4,      Format::nvfp4_46, Format::nvfp4_swept};
+
+bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof(a)) == 0; }
+
+// The finite values of a format in rising order with their codes, sign bit clear.
+struct Grid {
+  std::vector<std::pair<float, uint8_t>> points;
+  Grid(int codes, float (*value)(uint8_t)) {
+    for (int c = 0; c < codes; ++c)
+      if (std::isfinite(value(uint8_t(c)))) points.emplace_back(value(uint8_t(c)), uint8_t(c));
+    std::sort(points.begin(), points.end());
+  }
+  // The nearest, of two as near the even code.
+  uint8_t nearest(float a) const {
+    size_t i = 0;
+    while (i + 1 < points.size() && points[i + 1].first <= a) ++i;
+    if (i + 1 == points.size()) return points[i].second;
+    const double below = double(a) - points[i].first, above = double(points[i + 1].first) - a;
+    if (below != above) return points[below < above ? i : i + 1].second;
+    return points[points[i].second % 2 == 0 ? i : i + 1].second;
+  }
+};
+
+void check_format(int codes, uint8_t sign, uint8_t nan_code, uint8_t (*code)(float),
+                  float (*value)(uint8_t)) {
+  const Grid grid(codes, value);
+  for (const auto& [v, c] : grid.points) {
+    CHECK(code(v) == c);
+    CHECK(code(-v) == (c | sign));
+    CHECK(same_bits(value(uint8_t(c | sign)), -v));
+  }
+  for (size_t i = 0; i + 1 < grid.points.size(); ++i) {
+    const float middle = (grid.points[i].first + grid.points[i + 1].first) / 2;
+    for (const float x : {middle, std::nextafter(middle, 0.f), std::nextafter(middle, kInf)}) {
+      CHECK(code(x) == grid.nearest(x));
+      CHECK(code(-x) == (grid.nearest(x) | sign));
+    }
+  }
+  const uint8_t top = grid.points.back().second;
+  for (const float x : {grid.points.back().first * 1.03f, grid.points.back().first * 4, 3e38f, kInf}) {
+    CHECK(code(x) == top);
+    CHECK(code(-x) == (top | sign));
+  }
+  CHECK(code(kNan) == nan_code);
+  CHECK(code(-kNan) == nan_code);
+}
+
+}  // namespace
+
+TEST_CASE("formats: every code point, tie and end") {
+  check_format(8, 8, 7, e2m1_of, e2m1_value);
+  check_format(127, 0x80, 0x7f, e4m3_of, e4m3_value);
+  check_format(124, 0x80, 0x7f, e5m2_of, e5m2_value);
+  CHECK(std::isnan(e4m3_value(0x7f)));
+  CHECK(std::isinf(e5m2_value(0x7c)));
+  for (int c = 0; c < 255; ++c) {
+    const float v = e8m0_value(uint8_t(c));
+    CHECK(v == std::ldexp(1.0, c - 127));
+    CHECK(e8m0_of(v) == c);
+    CHECK(e8m0_of(std::nextafter(v, kInf)) == std::min(c + 1, 254));
+    CHECK(e8m0_of(std::nextafter(v, 0.f)) == c);
+  }
+  CHECK(e8m0_of(0) == 0);
+  CHECK(e8m0_of(kInf) == 254);
+  CHECK(e8m0_of(kNan) == 255);
+  CHECK(std::isnan(e8m0_value(255)));
+}
+
+TEST_CASE("formats: a value of every scale times every E2M1 value is a bf16") {
+  std::set<float> products;
+  for (int s = 0; s < 127; ++s)
+    for (int q = 0; q < 8; ++q) {
+      const float p = e4m3_value(uint8_t(s)) * e2m1_value(uint8_t(q));
+      CHECK(float(bf16(p)) == p);
+    }
+}
+
+TEST_CASE("formats: the toolkit's host conversions, 5 million values") {
+#ifdef RIVULET_CUDA_HEADERS
+  const auto differs = [](float x) {
+    const float a = std::fabs(x);
+    return int(e2m1_of(x) != __nv_cvt_float_to_fp4(x, __NV_E2M1, cudaRoundNearest)) +
+           int(e4m3_of(x) != __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3)) +
+           int(e5m2_of(x) != __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E5M2)) +
+           int(e8m0_of(a) != __nv_cvt_float_to_e8m0(a, __NV_SATFINITE, cudaRoundPosInf));
+  };
+  int64_t different = 0;
+  for (const float x : {0.f, -0.f, kInf, -kInf, kNan, 1e-45f, 3.4e38f, -3.4e38f}) different += differs(x);
+  Rng rng(5);
+  for (int round = 0; round < 10; ++round) {
+    // Half of them bit patterns of any size, half in the range of the formats.
+    const Tensor words = rand_uniform({250000}, 0, 4294967296.0, rng, DType::f64);
+    const Tensor near = randn({250000}, rng) * std::ldexp(1.0, 2 * round - 10);
+    for (int64_t i = 0; i < 250000; ++i) {
+      different += differs(bits_as<float>(uint32_t(words.data<double>()[i])));
+      different += differs(near.data<float>()[i]);
+    }
+  }
+  CHECK(different == 0);
+#else
+  MESSAGE("no CUDA headers: the toolkit's conversions were not compared");
+#endif
+}
+
+TEST_CASE("quantize: a matrix by its definition") {
+  Rng rng(1);
+  for (const Format f : kAll)
+    for (const Shape& shape : {Shape{5, 64}, Shape{3, 7}, Shape{1, 1}, Shape{4, 41}, Shape{2, 3, 48}}) {
+      CAPTURE(name_of(f));
+      const Tensor x = randn(shape, rng) * 3.0;
+      const QuantizedMatrix q = quantize(x, f);
+      const Tensor back = dequantize(q).reshape(shape), fake = fake_quantize(x, f);
+      CHECK(distance(fake, back) == 0);
+      CHECK(distance(fake_quantize(x.to(DType::f64), f), back) == 0);
+      const double error = distance(fake, x);
+      CHECK(error < (is_fp4(f) ? 0.25 : 0.04));
+      CHECK((error > 0 || x.numel() == 1));
+      // Codes and group scales alone, times what was left out.
+      Tensor whole = unscaled(q).to(DType::f32);
+      if (q.global) whole = whole * double(q.global.data<float>()[0]);
+      if (f == Format::fp8) whole = whole * q.scales.unsqueeze(1);
+      if (f == Format::fp8_tensor) whole = whole * q.scales.to_vector()[0];
+      CHECK(distance(whole.reshape(shape), back) < 1e-6);
+    }
+}
+
+TEST_CASE("quantize: what sits on the grid stays, and better scales lose less") {
+  Rng rng(2);
+  std::vector<double> values;
+  for (int i = 0; i < 64; ++i) values.push_back(e2m1_value(uint8_t(i % 16)) * (i < 32 ? 1.0 : 0.5) * 448);
+  const Tensor grid = Tensor::of(values, {2, 32});
+  CHECK(distance(fake_quantize(grid, Format::nvfp4), grid) < 1e-7);
+  const Tensor w = randn({64, 512}, rng);
+  const auto square = [&](Format f) {
+    double sum = 0;
+    for (const double e : (fake_quantize(w, f) - w).to_vector()) sum += e * e;
+    return sum / double(w.numel());
+  };
+  const double plain = square(Format::nvfp4), better = square(Format::nvfp4_46);
+  const double swept = square(Format::nvfp4_swept), fp8 = square(Format::fp8);
+  CHECK(swept < 0.95 * better);
+  CHECK(better < 0.95 * plain);
+  CHECK(fp8 < 0.1 * swept);
+  CHECK(std::sqrt(plain) == doctest::Approx(0.095).epsilon(0.1));  // precision.md 1.6
+}
+
+TEST_CASE("quantize: zeros, infinities and NaN") {
+  for (const Format f : kAll) {
+    CAPTURE(name_of(f));
+    const Tensor none = zeros({3, 40});
+    for (const double v : dequantize(quantize(none, f)).to_vector()) CHECK(v == 0);
+    Tensor x = ones({2, 64});
+    x.data<float>()[3] = kInf;
+    x.data<float>()[40] = -kInf;
+    x.data<float>()[70] = kNan;
+    const std::vector<double> y = fake_quantize(x, f).to_vector();
+    for (size_t i = 0; i < y.size(); ++i) {
+      if (i == 70) {
+        CHECK((is_fp4(f) ? y[i] == doctest::Approx(1) : std::isnan(y[i])));
+      } else {
+        CHECK(y[i] == doctest::Approx(i == 40 ? -1 : 1));  // amax is 1: an infinity becomes it
+      }
+    }
+  }
+}
+
+TEST_CASE("quantize: a known global scale, and the gradient goes straight through") {
+  Tensor x = Tensor::of({0.1, -0.2, 0.3, 5}, {1, 4});
+  const Tensor global = Tensor::of({1.0 / 2688}, {1});
+  CHECK(dequantize(quantize(x, Format::nvfp4, global)).to_vector()[3] == doctest::Approx(1));
+  x.set_requires_grad();
+  backward(fake_quantize(x, Format::nvfp4), Tensor::of({1, 2, 3, 4}, {1, 4}));
+  CHECK(x.grad().to_vector() == std::vector<double>{1, 2, 3, 4});
+  CHECK(error_of([&] { quantize(x, Format::bf16); }).find("bf16") != std::string::npos);
+  CHECK(error_of([&] { format_named("fp5"); }).find("nvfp4_swept") != std::string::npos);
+  check_same_for_any_threads([] {
+    Rng rng(3);
+    return Tensors{fake_quantize(randn({300, 500}, rng), Format::nvfp4_46)};
+  });
+}
+
+TEST_CASE("quantize: swizzled scales, all places") {
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{1, 1}, {130, 7}, {256, 140}, {384, 9}}) {
+    Tensor scales({rows, columns}, DType::u8);
+    for (int64_t i = 0; i < scales.numel(); ++i) scales.data<uint8_t>()[i] = uint8_t(1 + i % 251);
+    const Tensor out = swizzle_scales(scales);
+    // An atom of 512 bytes holds 128 rows by 4 scales: 32 lines of 16 bytes, each of four rows 32 apart.
+    const int64_t tiles = (columns + 3) / 4;
+    CHECK(out.numel() == (rows + 127) / 128 * tiles * 512);
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < out.numel(); ++i) {
+      const int64_t atom = i / 512, line = i % 512 / 16, quarter = i % 16 / 4;
+      const int64_t r = atom / tiles * 128 + quarter * 32 + line, c = atom % tiles * 4 + i % 4;
+      const uint8_t want = r < rows && c < columns ? scales.data<uint8_t>()[r * columns + c] : 0;
+      wrong += out.data<uint8_t>()[i] != want;
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("quantize: the GPU gives the CPU's bits") {
+  if (!cuda_available()) {
+    std::printf("skipped: no GPU\n");
+    return;
+  }
+  Rng rng(4);
+  const auto same = [](const Tensor& a, const Tensor& b) {
+    if (!a && !b) return true;
+    return a.shape() == b.shape() && a.to(Device::cpu).to_vector() == b.to_vector();
+  };
+  for (const Format f : kAll)
+    for (const Shape& shape : {Shape{5, 64}, Shape{3, 7}, Shape{130, 2240}, Shape{4, 41}, Shape{64, 6720}}) {
+      CAPTURE(name_of(f));
+      const Tensor x = (randn(shape, rng) * 2.0).to(DType::bf16), there = x.to(Device::cuda);
+      const QuantizedMatrix want = quantize(x, f), got = quantize(there, f);
+      CHECK(same(got.codes, want.codes));
+      CHECK(same(got.scales, want.scales));
+      CHECK(same(got.global, want.global));
+      CHECK(same(dequantize(got), dequantize(want)));
+      CHECK(same(unscaled(got), unscaled(want)));
+      CHECK(same(fake_quantize(there.to(DType::f32), f), fake_quantize(x.to(DType::f32), f)));
+      if (group_of(f)) CHECK(same(swizzle_scales(got.scales), swizzle_scales(want.scales)));
+    }
+}
