@@ -71,14 +71,15 @@ cublasLtMatmulAlgo_t library_form(const Algorithm& words) {
 struct Library {
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
-  float* zero = nullptr;
+  float* zero_and_one = nullptr;
   std::mutex mutex;
   std::map<GemmChoices::Key, Algorithm> chosen;
   Library() {
     lt_check(cublasLtCreate(&handle), "create");
     cuda_check(cudaMalloc(&workspace, kWorkspace));
-    cuda_check(cudaMalloc(&zero, sizeof(float)));
-    cuda_check(cudaMemset(zero, 0, sizeof(float)));
+    constexpr float kBoth[] = {0, 1};
+    cuda_check(cudaMalloc(&zero_and_one, sizeof(kBoth)));
+    cuda_check(cudaMemcpy(zero_and_one, kBoth, sizeof(kBoth), cudaMemcpyHostToDevice));
   }
 };
 
@@ -225,7 +226,7 @@ cublasStatus_t multiply(const Gemm& g, const Description& d, const Algorithm& wo
   Library& lib = library();
   if (g.alpha_on_device) {
     alpha = g.alpha_on_device;
-    beta = lib.zero;
+    beta = lib.zero_and_one + (g.beta != 0);
   }
   const cublasLtMatmulAlgo_t algorithm = library_form(words);
   return cublasLtMatmul(lib.handle, d.operation, alpha, g.b, d.b, g.a, d.a, beta, g.addend ? g.addend : g.c,
@@ -446,20 +447,24 @@ void put_bias(const Gemm& g, bool add) {
 
 int64_t cublaslt_version() { return int64_t(cublasLtGetVersion()); }
 
-bool try_gemm(const Gemm& g) { return run(g, g.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT); }
-
-void gemm(const Gemm& g) {
-  if (g.m == 0 || g.n == 0 || g.batch == 0) return;
+bool try_gemm(const Gemm& g) {
+  if (g.m == 0 || g.n == 0 || g.batch == 0) return true;
   if (g.k == 0) {
     check(g.beta == 0, "gemm: k is 0 and there is something to add to");
-    return put_bias(g, false);
+    put_bias(g, false);
+    return true;
   }
   // f64 has no fused bias; other refusals are met in the same way.
-  if (g.bias && g.in != DType::f64 && run(g, CUBLASLT_EPILOGUE_BIAS)) return;
-  check(run(g, CUBLASLT_EPILOGUE_DEFAULT), "gemm: cuBLASLt has no kernel for ", g.in, " [", g.m, ", ", g.k,
-        "] x [", g.k, ", ", g.n, "], transposed: ", g.trans_a, " ", g.trans_b, ", leading dims ", g.lda, " ",
-        g.ldb, " ", g.ldc, ", batch ", g.batch);
+  if (g.bias && g.in != DType::f64 && run(g, CUBLASLT_EPILOGUE_BIAS)) return true;
+  if (!run(g, CUBLASLT_EPILOGUE_DEFAULT)) return false;
   if (g.bias) put_bias(g, true);
+  return true;
+}
+
+void gemm(const Gemm& g) {
+  check(try_gemm(g), "gemm: cuBLASLt has no kernel for ", g.in, " [", g.m, ", ", g.k, "] x [", g.k, ", ", g.n,
+        "], transposed: ", g.trans_a, " ", g.trans_b, ", leading dims ", g.lda, " ", g.ldb, " ", g.ldc,
+        ", batch ", g.batch);
 }
 
 }  // namespace rivulet::cuda

@@ -37,11 +37,11 @@ struct Gemm {
   // E4M3 products on Hopper: true keeps a sum in the tensor core's 14 bits, false adds each 128 of k up in
   // f32.
   bool fast_sums = false;
-  const float* alpha_on_device = nullptr;  // instead of alpha, for groups16; beta is then 0
+  const float* alpha_on_device = nullptr;  // instead of alpha, for groups16
 };
 
 void gemm(const Gemm& g);
-// False where the library has no kernel on this GPU: nothing was done. A bias is then never added by itself.
+// False where the library has no kernel for it on this GPU: nothing was done.
 bool try_gemm(const Gemm& g);
 
 }  // namespace rivulet::cuda

@@ -3,12 +3,17 @@
 #include "ops/quantize.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <set>
 
 #include "op_fixtures.h"
+#include "ops/elementwise.h"
 #include "ops/formats.h"
+#include "ops/matmul.h"
+#include "ops/quantized_linear.h"
+#include "ops/reduce.h"
 #include "tensor/cuda.h"
 #ifdef RIVULET_CUDA_HEADERS
 #include <cuda_fp4.h>
@@ -130,14 +135,14 @@ TEST_CASE("quantize: a matrix by its definition") {
   Rng rng(1);
   for (const Format f : kAll)
     for (const Shape& shape : {Shape{5, 64}, Shape{3, 7}, Shape{1, 1}, Shape{4, 41}, Shape{2, 3, 48}}) {
-      CAPTURE(name_of(f));
+      CAPTURE(std::string(name_of(f)));
       const Tensor x = randn(shape, rng) * 3.0;
       const QuantizedMatrix q = quantize(x, f);
       const Tensor back = dequantize(q).reshape(shape), fake = fake_quantize(x, f);
       CHECK(distance(fake, back) == 0);
       CHECK(distance(fake_quantize(x.to(DType::f64), f), back) == 0);
       const double error = distance(fake, x);
-      CHECK(error < (is_fp4(f) ? 0.25 : 0.04));
+      CHECK(error < (is_fp4(f) ? 0.25 : 0.0625));  // half of the last bit
       CHECK((error > 0 || x.numel() == 1));
       // Codes and group scales alone, times what was left out.
       Tensor whole = unscaled(q).to(DType::f32);
@@ -164,13 +169,13 @@ TEST_CASE("quantize: what sits on the grid stays, and better scales lose less") 
   const double swept = square(Format::nvfp4_swept), fp8 = square(Format::fp8);
   CHECK(swept < 0.95 * better);
   CHECK(better < 0.95 * plain);
-  CHECK(fp8 < 0.1 * swept);
+  CHECK(fp8 < 0.15 * swept);
   CHECK(std::sqrt(plain) == doctest::Approx(0.095).epsilon(0.1));  // precision.md 1.6
 }
 
 TEST_CASE("quantize: zeros, infinities and NaN") {
   for (const Format f : kAll) {
-    CAPTURE(name_of(f));
+    CAPTURE(std::string(name_of(f)));
     const Tensor none = zeros({3, 40});
     for (const double v : dequantize(quantize(none, f)).to_vector()) CHECK(v == 0);
     Tensor x = ones({2, 64});
@@ -182,7 +187,9 @@ TEST_CASE("quantize: zeros, infinities and NaN") {
       if (i == 70) {
         CHECK((is_fp4(f) ? y[i] == doctest::Approx(1) : std::isnan(y[i])));
       } else {
-        CHECK(y[i] == doctest::Approx(i == 40 ? -1 : 1));  // amax is 1: an infinity becomes it
+        // amax is 1, so 1 has the largest code, but for scales rounded up to a power of two.
+        const double largest = f == Format::mxfp8 ? 1.75 : 1;
+        CHECK(y[i] == doctest::Approx(i == 3 ? largest : i == 40 ? -largest : 1));
       }
     }
   }
@@ -222,6 +229,55 @@ TEST_CASE("quantize: swizzled scales, all places") {
   }
 }
 
+TEST_CASE("quantized_linear: the product of what the codes stand for") {
+  Rng rng(6);
+  const Tensor x = randn({9, 80}, rng), w = randn({33, 80}, rng), bias = randn({33}, rng),
+               more = randn({9, 33}, rng);
+  for (const Format f : kAll) {
+    CAPTURE(std::string(name_of(f)));
+    const QuantizedMatrix qx = quantize(x, f == Format::nvfp4_swept ? Format::nvfp4 : f), qw = quantize(w, f);
+    const Tensor want = linear_add(dequantize(qx, DType::f64), dequantize(qw, DType::f64),
+                                   bias.to(DType::f64), more.to(DType::f64));
+    CHECK(distance(quantized_linear(qx, qw, bias, more), want) < 1e-5);
+    CHECK(distance(
+              quantized_linear(rows_of(qx, 3, 4), rows_of(qw, 1, 20)),
+              linear(dequantize(qx, DType::f64), dequantize(qw, DType::f64)).slice(0, 3, 7).slice(1, 1, 21)) <
+          1e-5);
+    CHECK_THROWS_AS(quantized_linear(qx, qw, {}, {}, DType::f32, {ProductOptions::Execution::native}), Error);
+  }
+  CHECK_THROWS_AS(quantized_linear(quantize(x, Format::fp8), quantize(w, Format::mxfp8)), Error);
+}
+
+TEST_CASE("quantized_linear: on the GPU, by its own units and emulated") {
+  if (!cuda_available()) {
+    std::printf("skipped: no GPU\n");
+    return;
+  }
+  Rng rng(8);
+  const Tensor x = randn({130, 2240}, rng).to(DType::bf16), w = randn({272, 2240}, rng).to(DType::bf16);
+  const Tensor bias = randn({272}, rng).to(DType::bf16), more = randn({130, 272}, rng).to(DType::bf16);
+  for (const Format f : kAll) {
+    CAPTURE(std::string(name_of(f)));
+    const QuantizedMatrix qx = quantize(x.to(Device::cuda), f), qw = quantize(w.to(Device::cuda), f);
+    const Tensor want =
+        linear_add(dequantize(quantize(x, f), DType::f64), dequantize(quantize(w, f), DType::f64),
+                   bias.to(DType::f64), more.to(DType::f64));
+    const Tensor b = bias.to(Device::cuda), e = more.to(Device::cuda);
+    const auto error = [&](const ProductOptions& o, DType t) {
+      return distance(quantized_linear(qx, qw, b.to(t), e.to(t), t, o).to(Device::cpu).to(DType::f64), want);
+    };
+    using Execution = ProductOptions::Execution;
+    CHECK(error({Execution::emulated}, DType::f32) < 2e-5);
+    CHECK(error({Execution::emulated}, DType::bf16) < 4e-3);
+    CHECK(error({Execution::automatic, false}, DType::bf16) < 5e-3);
+    CHECK(error({Execution::automatic, true}, DType::bf16) < 1e-2);
+    if (!runs_natively(f, Device::cuda)) {
+      const std::string text = error_of([&] { error({Execution::native}, DType::bf16); });
+      CHECK(text.find(name_of(f)) != std::string::npos);
+    }
+  }
+}
+
 TEST_CASE("quantize: the GPU gives the CPU's bits") {
   if (!cuda_available()) {
     std::printf("skipped: no GPU\n");
@@ -234,7 +290,7 @@ TEST_CASE("quantize: the GPU gives the CPU's bits") {
   };
   for (const Format f : kAll)
     for (const Shape& shape : {Shape{5, 64}, Shape{3, 7}, Shape{130, 2240}, Shape{4, 41}, Shape{64, 6720}}) {
-      CAPTURE(name_of(f));
+      CAPTURE(std::string(name_of(f)));
       const Tensor x = (randn(shape, rng) * 2.0).to(DType::bf16), there = x.to(Device::cuda);
       const QuantizedMatrix want = quantize(x, f), got = quantize(there, f);
       CHECK(same(got.codes, want.codes));
