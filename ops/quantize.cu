@@ -56,6 +56,14 @@ __global__ void rows_kernel(const T* x, int64_t cols, const float* whole, float*
   }
 }
 
+template <int group>
+__device__ uint8_t code_of(Format format, const float (&v)[group], float amax, float whole) {
+  if constexpr (group == 32)
+    return e8m0_of(amax / kE4m3Max);
+  else
+    return fp4_group_scale(format, v, amax, whole);
+}
+
 // One thread a group.
 template <class T, int group, bool fake>
 __global__ void groups_kernel(Format format, const T* x, int64_t rows, int64_t cols, const float* global,
@@ -71,14 +79,14 @@ __global__ void groups_kernel(Format format, const T* x, int64_t rows, int64_t c
     amax = finite_max(amax, v[i]);
   }
   const float whole = global ? *global : 1;
-  const uint8_t code = group == 32 ? e8m0_of(amax / kE4m3Max) : fp4_group_scale(format, v, n, amax, whole);
+  const uint8_t code = code_of<group>(format, v, amax, whole);
   const float s = group == 32 ? e8m0_value(code) : e4m3_value(code) * whole, r = 1 / s;
   if (scales) scales[index] = code;
 #pragma unroll
   for (int i = 0; i < group; ++i) {
     if (i >= n) break;
     if constexpr (fake) {
-      const float y = group == 32 ? e4m3_value(e4m3_of(v[i] * r)) : e2m1_value(e2m1_of(v[i] * r));
+      const float y = group == 32 ? e4m3_rounded(v[i] * r) : e2m1_rounded(v[i] * r);
       static_cast<T*>(out)[row * cols + first + i] = convert<T>(y * s);
     } else if constexpr (group == 32) {
       static_cast<uint8_t*>(out)[row * cols + first + i] = e4m3_of(v[i] * r);

@@ -95,6 +95,21 @@ TEST_CASE("formats: every code point, tie and end") {
   CHECK(std::isnan(e8m0_value(255)));
 }
 
+TEST_CASE("formats: rounding in one step is encoding and decoding") {
+  int64_t different = 0;
+  const auto compare = [&](float x) {
+    different += !same_bits(e2m1_rounded(x), e2m1_value(e2m1_of(x)));
+    const float y = e4m3_rounded(x), z = e4m3_value(e4m3_of(x));
+    different += std::isnan(x) ? !std::isnan(y) || !std::isnan(z) : !same_bits(y, z);
+  };
+  for (const float x : {0.f, -0.f, kInf, -kInf, kNan, 1e-45f, 3.4e38f, 448.f, 464.f, 0x1p-10f, 5.f})
+    compare(x);
+  // Every float of 16 bits, and its neighbours: all ties are among them.
+  for (uint32_t high = 0; high < 65536; ++high)
+    for (const uint32_t low : {0u, 1u, 0xffffu}) compare(bits_as<float>(high << 16 | low));
+  CHECK(different == 0);
+}
+
 TEST_CASE("formats: a value of every scale times every E2M1 value is a bf16") {
   std::set<float> products;
   for (int s = 0; s < 127; ++s)
