@@ -103,6 +103,13 @@ struct RoundedWeight {
 // straight through.
 RoundedWeight round_weight(const Tensor& w, const Choice& choice);
 
+// w = up down + rest, where up [N, r] and down [r, K] (in the dtype of w) carry the largest part of w, and
+// rest (f32) what is left, also of their rounding. w [..., K] as [N, K].
+struct LowRank {
+  Tensor up, down, rest;
+};
+LowRank split_low_rank(const Tensor& w, int64_t rank);
+
 // Rounded weights by (block, layer, choice), kept between passes while the weights stand still. Plain memory:
 // whoever changes a weight clears it.
 class RoundedWeights {

@@ -1,12 +1,17 @@
 // The precision policy: its file, and what it does to a small transformer.
 #include "nn/precision.h"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "dit_stream_fixtures.h"
 #include "op_fixtures.h"
 #include "ops/elementwise.h"
+#include "ops/modulate.h"
+#include "ops/norm_quantize.h"
 #include "ops/reduce.h"
+#include "ops/residual_norm.h"
+#include "tensor/cuda.h"
 
 using namespace rivulet;
 
@@ -218,4 +223,99 @@ TEST_CASE("a low-rank branch carries what it can") {
   CHECK(r.down.shape() == Shape{3, 80});
   const double with = relative(r.matrix + matmul(r.up, r.down), w);
   CHECK(with < 0.15 * relative(round_weight(w, choice_named("nvfp4")).matrix, w));
+}
+
+namespace {
+
+// Relative differences of every output of a clip: the fast transformer's from the plain one's under a policy
+// (off), and the policy's own effect.
+struct Differences {
+  std::vector<double> off, effect;
+};
+Differences compare_runtimes(Dit& dit, const Clip& in, const Tensors& exact, const Policy& policy) {
+  const auto bounds = bounds_of(dit.config(), 3, 2);
+  StreamState state;
+  dit.precision = policy;
+  const Tensors want = plain(dit, in, bounds, state);
+  dit.precision = {};
+  FusedDit model(dit.config(), DType::f32, Device::cpu);
+  model.copy_from(dit);
+  const int64_t before = model.weight_bytes();
+  model.pack(policy);
+  CHECK(model.weight_bytes() < before);
+  DitStream stream(model, options(3));
+  stream.set_text(in.text, in.mask);
+  const Tensors got = fast(stream, in, bounds);
+  Differences d;
+  for (size_t i = 0; i < got.size(); ++i) {
+    d.off.push_back(relative(got[i], want[i]));
+    d.effect.push_back(relative(want[i], exact[i]));
+  }
+  std::sort(d.off.begin(), d.off.end());
+  std::sort(d.effect.begin(), d.effect.end());
+  return d;
+}
+
+}  // namespace
+
+TEST_CASE("policy: the fast transformer keeps and multiplies what the plain one rounds") {
+  Dit dit = random_dit(small(64, {1, 3}));
+  const Clip in = clip(dit.config(), 6);
+  in.mask.fill(1);  // the plain one rounds tokens that the fast one leaves out together with the others
+  StreamState state;
+  const Tensors exact = plain(dit, in, bounds_of(dit.config(), 3, 2), state);
+  // The numbers are the same but for the order of sums. That moves a value across a rounding step now and
+  // then, so not every output agrees to the last digit.
+  for (int i = 0; i < kLayers; ++i) {
+    if (Layer(i) == Layer::scores) continue;
+    const std::string name = name_of(Layer(i));
+    CAPTURE(name);
+    const Differences d =
+        compare_runtimes(dit, in, exact, policy_of(R"([{"choice": "fp8", "layers": [")" + name + R"("]}])"));
+    CHECK(d.off[0] < 0.02 * d.effect[0]);
+    CHECK(d.off.back() < 0.5 * d.effect.back());
+  }
+  // With every layer rounded, one such step moves others.
+  const char* policies[] = {
+      R"([{"choice": "mxfp8"}, {"choice": "mxfp8", "layers": ["sa_gate"]}])", R"([{"choice": "nvfp4"}])",
+      R"([{"choice": "nvfp4_46+lr4"}])", R"([{"choice": "nvfp4+w"}])",
+      R"([{"choice": "fp8_tensor"}, {"choice": "fp8", "layers": ["sa_q", "sa_k", "sa_v", "sa_gate"]},
+          {"choice": "nvfp4", "layers": ["sa_k", "ca_q", "ffn_t"], "blocks": [1, 2]},
+          {"choice": "bf16", "layers": ["ffn_in", "sa_v"], "blocks": [0, 3]}])"};
+  for (const char* rules : policies) {
+    CAPTURE(std::string(rules));
+    const Differences d = compare_runtimes(dit, in, exact, policy_of(rules));
+    CHECK(d.off[0] < 0.3 * d.effect[0]);
+    CHECK(d.off.back() < d.effect.back());
+  }
+  FusedDit model(dit.config(), DType::f32, Device::cpu);
+  CHECK_THROWS_AS(model.pack(policy_of(R"([{"choice": "fp8", "t": [900, 1000], "layers": ["sa_q"]}])")),
+                  Error);
+  CHECK_THROWS_AS(model.pack(policy_of(R"([{"choice": "fp8", "layers": ["scores"]}])")), Error);
+}
+
+TEST_CASE("norm_quantize: the ops one after the other, bit for bit") {
+  Rng rng(9);
+  const bool gpu = cuda_available();
+  for (const int64_t C : {64, 2240}) {
+    const auto make = [&](const Shape& shape) {
+      const Tensor x = randn(shape, rng);
+      return gpu ? x.to(DType::bf16).to(Device::cuda) : x;
+    };
+    const Tensor h = make({1, 3, 7, C}), branch = make({1, 3, 7, C}), gate = make({1, 1, 1, C}),
+                 shift = make({1, 1, 1, C}), scale = make({1, 1, 1, C});
+    const Tensor sum = gate_residual(h, gate, branch);
+    const auto same = [&](const NormQuantized& n, const Tensor& want_h, const Tensor& want_u) {
+      const QuantizedMatrix q = quantize(want_u, Format::fp8);
+      CHECK(n.h.to_vector() == want_h.to_vector());
+      if (n.u) CHECK(n.u.to_vector() == want_u.to_vector());
+      CHECK(n.q.codes.to_vector() == q.codes.to_vector());
+      CHECK(n.q.scales.to_vector() == q.scales.to_vector());
+    };
+    const ResidualNorm both = gate_residual_norm(h, gate, branch, shift, scale);
+    same(norm_quantize(h, gate, branch, shift, scale, 1e-6, true), both.h, both.u);
+    same(norm_quantize(h, gate, branch, shift, scale, 1e-6, false), both.h, both.u);
+    same(norm_quantize(h, gate, branch, {}, {}, 1e-6, false), sum, sum);
+    same(norm_quantize(h, {}, {}, shift, scale, 1e-6, true), h, layer_norm_modulate(h, shift, scale));
+  }
 }

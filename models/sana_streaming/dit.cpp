@@ -79,13 +79,17 @@ Dit::Dit(const DitConfig& c, Device device)
   for (int64_t i = 0; i < c.depth; ++i) blocks.emplace_back(c, c.is_softmax(i), device);
 }
 
+Tensor Dit::text_features(const Tensor& text) const {
+  const Tensor in = text.to(y_fc1.weight.dtype());
+  return rms_norm(y_fc2(gelu_tanh(y_fc1(in))), attention_y_norm.weight, kTextNormEps);
+}
+
 TextContext Dit::text_context(const Tensor& text, const Tensor& mask) const {
   check(text.dims() == 3 && text.dim(2) == config_.caption_channels, "dit: text has shape ", text.shape(),
         ", the model takes [B, L, ", config_.caption_channels, "]");
   check(mask.dims() == 2 && mask.dim(0) == text.dim(0) && mask.dim(1) == text.dim(1),
         "dit: text mask has shape ", mask.shape(), " for text ", text.shape());
-  const Tensor in = text.to(y_fc1.weight.dtype());
-  const Tensor y = rms_norm(y_fc2(gelu_tanh(y_fc1(in))), attention_y_norm.weight, kTextNormEps);
+  const Tensor y = text_features(text);
   TextContext context{{}, mask};
   precision.check_fits(config_.depth, config_.softmax_blocks);
   for (size_t i = 0; i < blocks.size(); ++i) {

@@ -83,6 +83,8 @@ class Dit {
   // What the blocks and the output layer add to their tables at timestep t: temb [1, C] and t0 [6, C].
   std::pair<Tensor, Tensor> timestep(double t) const;
 
+  // The text as the blocks' cross-attention reads it, [B, L, C].
+  Tensor text_features(const Tensor& text) const;
   // text [B, L, caption channels], mask [B, L] u8 (1 = real token).
   TextContext text_context(const Tensor& text, const Tensor& mask) const;
 

@@ -1,5 +1,6 @@
 #include "models/sana_streaming/fused_dit.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/elementwise.h"
@@ -15,20 +16,19 @@ bool ends_with(const std::string& s, const std::string& tail) {
 
 }  // namespace
 
-GdnResult delta_net_layer(const GdnAttention& gdn, const FusedBlock& fused, const Tensor& u,
-                          const Tensor& cos, const Tensor& sin, const GdnState& start,
+GdnResult delta_net_layer(const GdnAttention& gdn, const FusedBlock& fused, Operand u, const Tensor& cos,
+                          const Tensor& sin, const GdnState& start,
                           const std::function<void(const char*)>& piece) {
   constexpr double kQkNormEps = 1e-5;
-  const int64_t C = u.dim(3), nH = gdn.heads, S = u.dim(2);
-  const Tensor p = linear(u, fused.qkvg, fused.qkvg_bias);
+  const int64_t C = u.shape()[3], nH = gdn.heads, S = u.shape()[2];
+  const auto [q, k, v, gate] = fused.project(u);
   piece("q|k|v|gate");
-  const Tensor rates = linear(u, fused.rates, fused.rates_bias);
+  const Tensor rates = linear(u.x(), fused.rates, fused.rates_bias);
   const Tensor decay = gdn_decay(rates.slice(3, nH, 2 * nH), gdn.dt_bias, gdn.A_log);
   piece("write and decay rates");
-  const auto part = [&](int64_t i) { return p.slice(3, i * C, (i + 1) * C); };
-  return gdn_fused({part(0), part(1), part(2), part(3), gdn.q_norm.weight, gdn.k_norm.weight, cos, sin,
-                    rates.slice(3, 0, nH), decay, start},
-                   1 / std::sqrt(double(C / nH * S)), kQkNormEps);
+  return gdn_fused(
+      {q, k, v, gate, gdn.q_norm.weight, gdn.k_norm.weight, cos, sin, rates.slice(3, 0, nH), decay, start},
+      1 / std::sqrt(double(C / nH * S)), kQkNormEps);
 }
 
 FusedDit::FusedDit(const DitConfig& config, DType dtype, Device device)
@@ -65,6 +65,117 @@ void FusedDit::fuse(Block& block) {
   const Tensor taps({3, C, C}, dtype_, device_);
   block.mlp.t_conv.weight = taps.permute({1, 2, 0}).unsqueeze(3);
   blocks.push_back(f);
+}
+
+bool FusedBlock::reads_rows() const {
+  return std::any_of(projections.begin(), projections.end(),
+                     [](const Projection& p) { return p.layer.packed() && p.layer.reads_rows(); });
+}
+bool FusedBlock::reads_rows_alone() const {
+  return !rates && !projections.empty() &&
+         std::all_of(projections.begin(), projections.end(),
+                     [](const Projection& p) { return p.layer.packed() && p.layer.reads_rows(); });
+}
+
+std::array<Tensor, 4> FusedBlock::project(Operand& u, int64_t first, int64_t last) const {
+  std::array<Tensor, 4> out;
+  const int64_t C = u.shape()[u.shape().size() - 1];
+  const auto put = [&](int64_t begin, int64_t end, const Tensor& p) {
+    for (int64_t i = begin; i < end; ++i) out[size_t(i)] = p.slice(-1, (i - begin) * C, (i - begin + 1) * C);
+  };
+  if (projections.empty()) {
+    put(first, last,
+        linear(u.x(), qkvg.slice(0, first * C, last * C), qkvg_bias.slice(0, first * C, last * C)));
+    return out;
+  }
+  for (const Projection& p : projections) {
+    const int64_t begin = std::max(first, p.first), end = std::min(last, p.last);
+    if (begin >= end) continue;
+    const Tensor bias = qkvg_bias.slice(0, begin * C, end * C);
+    const int64_t from = (begin - p.first) * C, to = (end - p.first) * C;
+    put(begin, end,
+        p.layer.packed() ? product_of_rows(u, p.layer, from, to, bias)
+                         : linear(u.x(), p.matrix.slice(0, from, to), bias));
+  }
+  return out;
+}
+
+void FusedDit::pack_projections(Block& block, FusedBlock& fused, const BlockChoices& choices) {
+  constexpr Layer kParts[] = {Layer::sa_q, Layer::sa_k, Layer::sa_v, Layer::sa_gate};
+  const int64_t C = dit.config().width;
+  const auto choice = [&](int64_t i) { return of(choices, kParts[i]); };
+  if (choice(0).plain() && choice(1).plain() && choice(2).plain() && choice(3).plain()) return;
+  for (int64_t first = 0, last = 0; first < 4; first = last) {
+    // A scale of the whole matrix and a low-rank branch belong to one layer.
+    const bool alone =
+        choice(first).rank > 0 || choice(first).format == Format::fp8_tensor || is_fp4(choice(first).format);
+    last = first + 1;
+    while (last < 4 && !alone && choice(last) == choice(first)) ++last;
+    Projection p{first, last, {}, {}};
+    const Tensor w = fused.qkvg.slice(0, first * C, last * C);
+    if (choice(first).plain())
+      p.matrix = w.clone();
+    else
+      p.layer = rivulet::pack(w, choice(first));
+    fused.projections.push_back(p);
+  }
+  Linear* linears[] = {block.softmax ? &block.attn.q : &block.gdn.q,
+                       block.softmax ? &block.attn.k : &block.gdn.k,
+                       block.softmax ? &block.attn.v : &block.gdn.v,
+                       block.softmax ? &block.attn.output_gate : &block.gdn.output_gate};
+  for (Linear* l : linears) l->weight = Tensor(l->weight.shape(), dtype_, Device::meta);
+  fused.qkvg = {};
+}
+
+void FusedDit::pack(const Policy& policy) {
+  const DitConfig& c = dit.config();
+  policy.check_fits(c.depth, c.softmax_blocks);
+  check(!policy.depends_on_t(), "fused dit: policy \"", policy.name,
+        "\" depends on t, weights are kept once");
+  check(policy_.plain(), "fused dit: the weights are packed already");
+  const NoGrad off;
+  policy_ = policy;
+  for (int64_t i = 0; i < c.depth; ++i) {
+    Block& block = dit.blocks[size_t(i)];
+    FusedBlock& fused = blocks[size_t(i)];
+    const BlockChoices choices = policy.at(i, 0);
+    check(of(choices, Layer::scores).plain(), "fused dit: policy \"", policy.name,
+          "\" rounds the attention of block ", i, ", which the fast transformer computes in its own type");
+    pack_projections(block, fused, choices);
+    const auto take = [&](Layer layer, Tensor& weight, const Tensor& matrix) {
+      if (of(choices, layer).plain()) return;
+      fused.packed[size_t(layer)] = rivulet::pack(matrix, of(choices, layer));
+      weight = Tensor(weight.shape(), dtype_, Device::meta);
+    };
+    const auto take_linear = [&](Layer layer, Linear& l) { take(layer, l.weight, l.matrix()); };
+    take_linear(Layer::sa_o, block.softmax ? block.attn.proj : block.gdn.proj);
+    take_linear(Layer::ca_q, block.cross_attn.q_linear);
+    take_linear(Layer::ca_kv, block.cross_attn.kv_linear);
+    take_linear(Layer::ca_o, block.cross_attn.proj);
+    take_linear(Layer::ffn_in, block.mlp.inverted_conv.conv);
+    take_linear(Layer::ffn_out, block.mlp.point_conv.conv);
+    Tensor& t_conv = block.mlp.t_conv.weight;
+    take(Layer::ffn_t, t_conv, t_conv.squeeze(3).permute({2, 0, 1}));
+  }
+}
+
+int64_t FusedDit::weight_bytes() const {
+  int64_t total = 0;
+  for (const FusedBlock& b : blocks) {
+    for (const Tensor& t : {b.qkvg, b.qkvg_bias, b.rates, b.rates_bias})
+      if (t) total += t.bytes();
+    for (const Projection& p : b.projections) total += p.layer.bytes() + (p.matrix ? p.matrix.bytes() : 0);
+    for (const PackedLayer& l : b.packed) total += l.bytes();
+  }
+  // Of the parameters, those that are not views of the tensors above.
+  Dit copy = dit;
+  for_each_tensor(copy, [&](const std::string& name, Tensor& t) {
+    const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
+    const bool fused = has(".attn.q.") || has(".attn.k.") || has(".attn.v.") || has(".attn.output_gate.") ||
+                       has(".attn.beta_proj.") || has(".attn.gate_proj.");
+    if (!fused && t.device() != Device::meta) total += t.bytes();
+  });
+  return total;
 }
 
 void FusedDit::copy_from(Dit& source) {

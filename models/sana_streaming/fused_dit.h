@@ -5,19 +5,35 @@
 #include <functional>
 
 #include "models/sana_streaming/dit.h"
+#include "models/sana_streaming/packed_layers.h"
 
 namespace rivulet {
 
+// A run of q, k, v and output gate whose weights are kept in one way, as one product.
+struct Projection {
+  int64_t first = 0, last = 0;  // of the four
+  PackedLayer layer;
+  Tensor matrix;  // [(last - first) C, C] where the layer is not packed
+};
+
 struct FusedBlock {
-  Tensor qkvg, qkvg_bias;    // [4C, C] and [4C]: q, k, v and output gate of the self-attention
-  Tensor rates, rates_bias;  // [2 nH, C] and [2 nH]: write strength and decay of a delta-net block
+  Tensor qkvg, qkvg_bias;               // [4C, C] and [4C]: q, k, v and output gate of the self-attention
+  Tensor rates, rates_bias;             // [2 nH, C] and [2 nH]: write strength and decay of a delta-net block
+  std::vector<Projection> projections;  // under a policy, instead of qkvg
+  std::array<PackedLayer, kLayers> packed;  // under a policy; q, k, v and gate are above
+
+  const PackedLayer& at(Layer layer) const { return packed[size_t(layer)]; }
+  // Whether all that reads the self-attention's input reads rows of E4M3, and whether any does.
+  bool reads_rows_alone() const, reads_rows() const;
+  // q, k, v and gate of parts [first, last), each [..., C]; the others stay undefined.
+  std::array<Tensor, 4> project(Operand& u, int64_t first = 0, int64_t last = 4) const;
 };
 
 // What the delta net of a block makes of u [1, T, S, C] (dit.md 2) up to its output projection, out [1, T, S,
 // C], and its state after these frames, without a gradient. cos and sin [T * S, D / 2]; `start` may be
 // undefined. `piece` is called with a name after each part of the work but the last.
 GdnResult delta_net_layer(
-    const GdnAttention& gdn, const FusedBlock& fused, const Tensor& u, const Tensor& cos, const Tensor& sin,
+    const GdnAttention& gdn, const FusedBlock& fused, Operand u, const Tensor& cos, const Tensor& sin,
     const GdnState& start, const std::function<void(const char*)>& piece = [](const char*) {});
 
 class FusedDit {
@@ -31,6 +47,13 @@ class FusedDit {
   // read, gates and decays are in their working range.
   void fill_random(Rng& rng);
 
+  // Keeps the weights as the policy says: those that it rounds are given up. The policy must not depend on t
+  // and leaves attention itself (scores) as it is.
+  void pack(const Policy& policy);
+  const Policy& policy() const { return policy_; }
+  // Of all parameters as they are kept.
+  int64_t weight_bytes() const;
+
   DType dtype() const { return dtype_; }
   Device device() const { return device_; }
 
@@ -39,6 +62,8 @@ class FusedDit {
 
  private:
   void fuse(Block& block);
+  void pack_projections(Block& block, FusedBlock& fused, const BlockChoices& choices);
+  Policy policy_;
   DType dtype_;
   Device device_;
 };
