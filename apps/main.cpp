@@ -107,9 +107,10 @@ Run add_vae(CLI::App& app) {
 Run add_inspect(CLI::App& app) {
   auto o = std::make_shared<InspectOptions>();
   app.add_option("what", o->what,
-                 "A model folder, a .safetensors file, sana-streaming-2b or sana-bidirectional-2b")
-      ->required();
+                 "A model folder, a .safetensors file, sana-streaming-2b or sana-bidirectional-2b");
   app.add_flag("--tensors", o->tensors, "List every tensor");
+  app.add_flag("--gemm", o->gemm, "Instead: which scaled matrix products this GPU has, timed");
+  app.add_option("--json", o->json, "Write the figures of --gemm here");
   return [o] { return run_inspect(*o); };
 }
 
@@ -145,6 +146,7 @@ Run add_bench_dit(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::Range(4, 100000));
   app.add_flag("--quick", o->quick, "8 chunks");
+  app.add_option("--policy", o->policy, "A precision policy (JSON; some in models/sana_streaming/policies)");
   app.add_option("--text-tokens", o->text_tokens, "Tokens of the instruction")
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
