@@ -83,6 +83,15 @@ struct InspectOptions {
 int run_inspect(const InspectOptions& options);
 int run_inspect_gemm(const std::string& json);
 
+struct QuantizeOptions {
+  std::string model;   // a model folder, or sana-streaming-2b
+  std::string policy;  // JSON
+  std::string out;     // .safetensors
+  std::string device = "cpu";
+  bool random_weights = false;
+};
+int run_quantize(const QuantizeOptions& options);
+
 struct BenchDitOptions {
   std::string model = "sana-streaming-2b";
   bool random_weights = false;

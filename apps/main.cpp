@@ -114,6 +114,16 @@ Run add_inspect(CLI::App& app) {
   return [o] { return run_inspect(*o); };
 }
 
+Run add_quantize(CLI::App& app) {
+  auto o = std::make_shared<QuantizeOptions>();
+  app.add_option("model", o->model, "A model folder, or sana-streaming-2b with --random-weights")->required();
+  app.add_option("--policy", o->policy, "The precision policy, a JSON file")->required();
+  app.add_option("--out", o->out, "The file to write, .safetensors")->required();
+  app.add_option("--device", o->device, "cpu or cuda")->capture_default_str();
+  app.add_flag("--random-weights", o->random_weights, "Make the weights up");
+  return [o] { return run_quantize(*o); };
+}
+
 Run add_selftest(CLI::App& app) {
   auto o = std::make_shared<SelftestOptions>();
   app.add_option("--golden", o->golden, "A folder of golden files of the reference");
@@ -214,6 +224,7 @@ constexpr Command kCommands[] = {
     {"data", "Gather footage for training, and look at the samples made of it", add_data},
     {"vae", "Put a clip through a video autoencoder and measure what comes back", add_vae},
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
+    {"quantize", "Write a transformer's weights in the formats of a precision policy", add_quantize},
     {"provenance", "Read the invisible mark of a video", add_provenance},
     {"audit", "Check that an audit log is whole", add_audit},
     {"bench-dit", "Time the streaming transformer on the GPU", add_bench_dit},

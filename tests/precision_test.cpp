@@ -1,6 +1,8 @@
 // The precision policy: its file, and what it does to a small transformer.
 #include "nn/precision.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <filesystem>
 
@@ -292,6 +294,41 @@ TEST_CASE("policy: the fast transformer keeps and multiplies what the plain one 
   CHECK_THROWS_AS(model.pack(policy_of(R"([{"choice": "fp8", "t": [900, 1000], "layers": ["sa_q"]}])")),
                   Error);
   CHECK_THROWS_AS(model.pack(policy_of(R"([{"choice": "fp8", "layers": ["scores"]}])")), Error);
+}
+
+TEST_CASE("a packed transformer as a file: the same outputs, and the weights stay in it") {
+  Dit dit = random_dit(small(64, {1, 3}));
+  const Clip in = clip(dit.config(), 6);
+  const std::string path =
+      (std::filesystem::temp_directory_path() / ("rivulet_packed_" + std::to_string(::getpid()))).string();
+  for (const char* rules :
+       {R"([{"choice": "nvfp4_46+lr4"}, {"choice": "fp8", "layers": ["sa_q", "sa_k", "ffn_in"]},
+                                {"choice": "fp8_tensor", "layers": ["ca_o"]}, {"choice": "bf16", "blocks": [2]}])",
+        R"([{"choice": "mxfp8"}, {"choice": "mxfp8", "layers": ["sa_gate"]}])", "[]"}) {
+    CAPTURE(std::string(rules));
+    FusedDit model(dit.config(), DType::f32, Device::cpu);
+    model.copy_from(dit);
+    model.pack(policy_of(rules));
+    model.save(path);
+    const int64_t held = cpu_memory().now;
+    const FusedDit back = FusedDit::load(path, Device::cpu);
+    CHECK(cpu_memory().now - held < back.weight_bytes() / 20);
+    CHECK(back.weight_bytes() == model.weight_bytes());
+    CHECK(back.policy().to_json() == model.policy().to_json());
+    const auto run = [&](const FusedDit& m) {
+      DitStream stream(m, options(3));
+      stream.set_text(in.text, in.mask);
+      return fast(stream, in, bounds_of(dit.config(), 3, 2));
+    };
+    const Tensors a = run(model), b = run(back);
+    for (size_t i = 0; i < a.size(); ++i) CHECK(a[i].to_vector() == b[i].to_vector());
+  }
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 100);
+  CHECK_THROWS_AS(FusedDit::load(path, Device::cpu), Error);
+  save_safetensors(path, {{"x", ones({2})}});
+  CHECK(error_of([&] { FusedDit::load(path, Device::cpu); }).find("not a packed transformer") !=
+        std::string::npos);
+  std::filesystem::remove(path);
 }
 
 TEST_CASE("norm_quantize: the ops one after the other, bit for bit") {

@@ -44,7 +44,8 @@ void FusedDit::fuse(Block& block) {
   const int64_t C = dit.config().width, nH = dit.config().heads;
   FusedBlock f;
   f.qkvg = Tensor({4 * C, C}, dtype_, device_);
-  f.qkvg_bias = zeros({4 * C}, dtype_, device_);  // q, k and v have none
+  f.qkvg_bias = Tensor({4 * C}, dtype_, device_);
+  if (device_ != Device::meta) f.qkvg_bias.fill(0);  // q, k and v have none
   const auto part = [&](int64_t i) { return f.qkvg.slice(0, i * C, (i + 1) * C); };
   Linear& q = block.softmax ? block.attn.q : block.gdn.q;
   Linear& k = block.softmax ? block.attn.k : block.gdn.k;
@@ -100,23 +101,32 @@ std::array<Tensor, 4> FusedBlock::project(Operand& u, int64_t first, int64_t las
   return out;
 }
 
-void FusedDit::pack_projections(Block& block, FusedBlock& fused, const BlockChoices& choices) {
-  constexpr Layer kParts[] = {Layer::sa_q, Layer::sa_k, Layer::sa_v, Layer::sa_gate};
-  const int64_t C = dit.config().width;
-  const auto choice = [&](int64_t i) { return of(choices, kParts[i]); };
-  if (choice(0).plain() && choice(1).plain() && choice(2).plain() && choice(3).plain()) return;
+std::vector<std::pair<int64_t, int64_t>> projection_runs(const BlockChoices& choices) {
+  const auto choice = [&](int64_t i) { return of(choices, kProjectionLayers[i]); };
+  std::vector<std::pair<int64_t, int64_t>> runs;
   for (int64_t first = 0, last = 0; first < 4; first = last) {
     // A scale of the whole matrix and a low-rank branch belong to one layer.
-    const bool alone =
-        choice(first).rank > 0 || choice(first).format == Format::fp8_tensor || is_fp4(choice(first).format);
+    const Format f = choice(first).format;
+    const bool alone = choice(first).rank > 0 || f == Format::fp8_tensor || is_fp4(f);
     last = first + 1;
     while (last < 4 && !alone && choice(last) == choice(first)) ++last;
+    runs.emplace_back(first, last);
+  }
+  return runs;
+}
+
+void FusedDit::pack_projections(Block& block, FusedBlock& fused, const BlockChoices& choices) {
+  const int64_t C = dit.config().width;
+  const auto runs = projection_runs(choices);
+  if (runs.size() == 1 && of(choices, Layer::sa_q).plain()) return;
+  for (const auto& [first, last] : runs) {
     Projection p{first, last, {}, {}};
+    const Choice choice = of(choices, kProjectionLayers[first]);
     const Tensor w = fused.qkvg.slice(0, first * C, last * C);
-    if (choice(first).plain())
+    if (choice.plain())
       p.matrix = w.clone();
     else
-      p.layer = rivulet::pack(w, choice(first));
+      p.layer = rivulet::pack(w, choice);
     fused.projections.push_back(p);
   }
   Linear* linears[] = {block.softmax ? &block.attn.q : &block.gdn.q,

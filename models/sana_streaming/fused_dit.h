@@ -9,6 +9,10 @@
 
 namespace rivulet {
 
+inline constexpr Layer kProjectionLayers[] = {Layer::sa_q, Layer::sa_k, Layer::sa_v, Layer::sa_gate};
+// Runs [first, last) of these four that a policy keeps as one product each.
+std::vector<std::pair<int64_t, int64_t>> projection_runs(const BlockChoices& choices);
+
 // A run of q, k, v and output gate whose weights are kept in one way, as one product.
 struct Projection {
   int64_t first = 0, last = 0;  // of the four
@@ -53,6 +57,10 @@ class FusedDit {
   const Policy& policy() const { return policy_; }
   // Of all parameters as they are kept.
   int64_t weight_bytes() const;
+  // Everything as it is kept, in one safetensors file that names its policy and sizes; and back. On the CPU
+  // the weights stay in the mapped file.
+  void save(const std::string& path) const;
+  static FusedDit load(const std::string& path, Device device);
 
   DType dtype() const { return dtype_; }
   Device device() const { return device_; }
