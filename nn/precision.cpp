@@ -89,12 +89,13 @@ Layer layer_named(const std::string& name) {
 
 std::string name_of(const Choice& c) {
   return std::string(name_of(c.format)) + (c.rank ? "+lr" + std::to_string(c.rank) : "") +
-         (c.weight_only ? "+w" : "");
+         (c.weight_only ? "+w" : "") + (c.fast_sums ? "+fast" : "");
 }
 
 Choice choice_named(const std::string& name) {
   Choice c;
   std::string rest = name;
+  c.fast_sums = take_tail(rest, "+fast");
   c.weight_only = take_tail(rest, "+w");
   if (const size_t at = rest.find("+lr"); at != std::string::npos) {
     const std::string digits = rest.substr(at + 3);
@@ -107,6 +108,8 @@ Choice choice_named(const std::string& name) {
   }
   c.format = format_named(rest);
   check(c.format != Format::nvfp4_swept, "choice \"", name, "\": sweeping is for weights: choose nvfp4_46");
+  check(!c.fast_sums || (!c.weight_only && (c.format == Format::fp8 || c.format == Format::fp8_tensor)),
+        "choice \"", name, "\": +fast is for products of fp8 and fp8_tensor");
   check(!c.plain() || (c.rank == 0 && !c.weight_only), "choice \"", name, "\": bf16 stands alone");
   return c;
 }

@@ -10,7 +10,7 @@ namespace {
 
 using Bf16 = __nv_bfloat16;
 constexpr int P = kPack<Bf16>, kMost = 9;  // packs of a row that one lane holds
-constexpr int kWarpsOfBlock = 8;
+constexpr int kWarpsOfBlock = 4;           // 2640 rows of 2240 then are one wave of blocks on an H100
 
 // The hardware's conversion, whose bits are e4m3_of's, of a pack.
 __device__ uint2 e4m3_pack(const Pack<Bf16, P>& x, float r) {
@@ -97,7 +97,7 @@ __device__ Pack<Bf16, P> narrow(const float (&x)[P]) {
 }
 
 // A warp a row; the same arithmetic as the norm pass (ops/norm_pass.cu).
-__global__ void __launch_bounds__(32 * kWarpsOfBlock, 2) norm_kernel(NormArguments a) {
+__global__ void __launch_bounds__(32 * kWarpsOfBlock, 5) norm_kernel(NormArguments a) {
   const int64_t row = int64_t(blockIdx.x) * kWarpsOfBlock + threadIdx.y;
   if (row >= a.rows) return;
   const Place p{row, int(threadIdx.x) * P, 32 * P, a.c};

@@ -204,6 +204,14 @@ QuantizedMatrix quantize(const Tensor& x_any, Format format, const Tensor& globa
   return q;
 }
 
+void quantize_into(const Tensor& x_any, QuantizedMatrix rows) {
+  const Tensor x = as_matrix(x_any);
+  check(rows.format == Format::fp8 && rows.rows == x.dim(0) && rows.cols == x.dim(1),
+        "quantize: x has shape ", x.shape(), ", the rows are [", rows.rows, ", ", rows.cols, "] of ",
+        name_of(rows.format));
+  ON_DEVICE(x, quantize(x, rows, false));
+}
+
 Tensor dequantize(const QuantizedMatrix& q, DType dtype) {
   Tensor y({q.rows, q.cols}, dtype, q.codes.device());
   ON_DEVICE(y, dequantize(q, true, y));

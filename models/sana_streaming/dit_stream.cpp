@@ -323,7 +323,7 @@ Tensor DitStream::softmax(const Block& block, const FusedBlock& fused, BlockMemo
   // Queries and their gates of the last frame alone, if nothing else is wanted of this block.
   const int64_t T = last_only ? 1 : work.T, first = N - T * S_;
   const auto per_token = [&](const Tensor& x) { return x.reshape({1, x.dim(1) * x.dim(2), C}); };
-  std::array<Tensor, 4> p;
+  std::array<Tensor, kParts> p;
   if (last_only) {
     p = fused.project(u, 1, 3);
     Operand own = u.frames(work.T - 1, work.T);

@@ -21,11 +21,11 @@ GdnResult delta_net_layer(const GdnAttention& gdn, const FusedBlock& fused, Oper
                           const std::function<void(const char*)>& piece) {
   constexpr double kQkNormEps = 1e-5;
   const int64_t C = u.shape()[3], nH = gdn.heads, S = u.shape()[2];
-  const auto [q, k, v, gate] = fused.project(u);
+  const auto [q, k, v, gate, all_rates] = fused.project(u);
   piece("q|k|v|gate");
-  const Tensor rates = linear(u.x(), fused.rates, fused.rates_bias);
+  const Tensor rates = all_rates.slice(3, 0, 2 * nH);
   const Tensor decay = gdn_decay(rates.slice(3, nH, 2 * nH), gdn.dt_bias, gdn.A_log);
-  piece("write and decay rates");
+  piece("decay");
   return gdn_fused(
       {q, k, v, gate, gdn.q_norm.weight, gdn.k_norm.weight, cos, sin, rates.slice(3, 0, nH), decay, start},
       1 / std::sqrt(double(C / nH * S)), kQkNormEps);
@@ -43,9 +43,14 @@ FusedDit::FusedDit(const DitConfig& config, DType dtype, Device device)
 void FusedDit::fuse(Block& block) {
   const int64_t C = dit.config().width, nH = dit.config().heads;
   FusedBlock f;
-  f.qkvg = Tensor({4 * C, C}, dtype_, device_);
-  f.qkvg_bias = Tensor({4 * C}, dtype_, device_);
-  if (device_ != Device::meta) f.qkvg_bias.fill(0);  // q, k and v have none
+  constexpr int64_t kWhole = 64;  // rows of the result then begin at whole lines of memory
+  const int64_t extra = block.softmax ? 0 : (2 * nH + kWhole - 1) / kWhole * kWhole;
+  f.qkvg = Tensor({4 * C + extra, C}, dtype_, device_);
+  f.qkvg_bias = Tensor({4 * C + extra}, dtype_, device_);
+  if (device_ != Device::meta) {
+    f.qkvg.fill(0);
+    f.qkvg_bias.fill(0);  // q, k and v have none
+  }
   const auto part = [&](int64_t i) { return f.qkvg.slice(0, i * C, (i + 1) * C); };
   Linear& q = block.softmax ? block.attn.q : block.gdn.q;
   Linear& k = block.softmax ? block.attn.k : block.gdn.k;
@@ -56,8 +61,8 @@ void FusedDit::fuse(Block& block) {
   gate.weight = part(3);
   gate.bias = f.qkvg_bias.slice(0, 3 * C, 4 * C);
   if (!block.softmax) {
-    f.rates = Tensor({2 * nH, C}, dtype_, device_);
-    f.rates_bias = Tensor({2 * nH}, dtype_, device_);
+    f.rates = f.qkvg.slice(0, 4 * C, 4 * C + 2 * nH);
+    f.rates_bias = f.qkvg_bias.slice(0, 4 * C, 4 * C + 2 * nH);
     block.gdn.beta_proj.weight = f.rates.slice(0, 0, nH);
     block.gdn.beta_proj.bias = f.rates_bias.slice(0, 0, nH);
     block.gdn.gate_proj.weight = f.rates.slice(0, nH, 2 * nH);
@@ -73,56 +78,65 @@ bool FusedBlock::reads_rows() const {
                      [](const Projection& p) { return p.layer.packed() && p.layer.reads_rows(); });
 }
 bool FusedBlock::reads_rows_alone() const {
-  return !rates && !projections.empty() &&
-         std::all_of(projections.begin(), projections.end(),
-                     [](const Projection& p) { return p.layer.packed() && p.layer.reads_rows(); });
+  return !projections.empty() && std::all_of(projections.begin(), projections.end(), [](const Projection& p) {
+    return p.layer.packed() && p.layer.reads_rows();
+  });
 }
 
-std::array<Tensor, 4> FusedBlock::project(Operand& u, int64_t first, int64_t last) const {
-  std::array<Tensor, 4> out;
-  const int64_t C = u.shape()[u.shape().size() - 1];
+std::array<Tensor, kParts> FusedBlock::project(Operand& u, int64_t first, int64_t last) const {
+  std::array<Tensor, kParts> out;
+  const int64_t C = u.shape()[u.shape().size() - 1], rows = qkvg_bias.dim(0);
+  const auto start = [&](int64_t part) { return part < kParts ? part * C : rows; };
   const auto put = [&](int64_t begin, int64_t end, const Tensor& p) {
-    for (int64_t i = begin; i < end; ++i) out[size_t(i)] = p.slice(-1, (i - begin) * C, (i - begin + 1) * C);
+    for (int64_t i = begin; i < end; ++i)
+      out[size_t(i)] = p.slice(-1, start(i) - start(begin), start(i + 1) - start(begin));
   };
   if (projections.empty()) {
     put(first, last,
-        linear(u.x(), qkvg.slice(0, first * C, last * C), qkvg_bias.slice(0, first * C, last * C)));
+        linear(u.x(), qkvg.slice(0, start(first), start(last)),
+               qkvg_bias.slice(0, start(first), start(last))));
     return out;
   }
   for (const Projection& p : projections) {
     const int64_t begin = std::max(first, p.first), end = std::min(last, p.last);
     if (begin >= end) continue;
-    const Tensor bias = qkvg_bias.slice(0, begin * C, end * C);
-    const int64_t from = (begin - p.first) * C, to = (end - p.first) * C;
+    constexpr int64_t kGate = 3;  // q, k and v have no bias
+    const Tensor bias = end <= kGate ? Tensor() : qkvg_bias.slice(0, start(begin), start(end));
+    const int64_t from = start(begin) - start(p.first), to = start(end) - start(p.first);
     put(begin, end,
-        p.layer.packed() ? product_of_rows(u, p.layer, from, to, bias)
+        p.layer.packed() ? product_of_rows(u, p.layer, from, to, bias, qkvg_bias.dtype())
                          : linear(u.x(), p.matrix.slice(0, from, to), bias));
   }
   return out;
 }
 
-std::vector<std::pair<int64_t, int64_t>> projection_runs(const BlockChoices& choices) {
-  const auto choice = [&](int64_t i) { return of(choices, kProjectionLayers[i]); };
+Choice part_choice(const BlockChoices& choices, int64_t part) {
+  constexpr Layer kLayerOf[] = {Layer::sa_q, Layer::sa_k, Layer::sa_v, Layer::sa_gate};
+  return part == kRates ? Choice{} : of(choices, kLayerOf[part]);
+}
+
+std::vector<std::pair<int64_t, int64_t>> part_runs(const BlockChoices& choices, bool with_rates) {
+  const int64_t parts = with_rates ? kParts : kRates;
   std::vector<std::pair<int64_t, int64_t>> runs;
-  for (int64_t first = 0, last = 0; first < 4; first = last) {
+  for (int64_t first = 0, last = 0; first < parts; first = last) {
     // A scale of the whole matrix and a low-rank branch belong to one layer.
-    const Format f = choice(first).format;
-    const bool alone = choice(first).rank > 0 || f == Format::fp8_tensor || is_fp4(f);
+    const Choice c = part_choice(choices, first);
+    const bool alone = c.rank > 0 || c.format == Format::fp8_tensor || is_fp4(c.format);
     last = first + 1;
-    while (last < 4 && !alone && choice(last) == choice(first)) ++last;
-    runs.emplace_back(first, last);
+    while (last < parts && !alone && part_choice(choices, last) == c) ++last;
+    runs.emplace_back(first, last == kRates && !with_rates ? kParts : last);
   }
   return runs;
 }
 
 void FusedDit::pack_projections(Block& block, FusedBlock& fused, const BlockChoices& choices) {
-  const int64_t C = dit.config().width;
-  const auto runs = projection_runs(choices);
-  if (runs.size() == 1 && of(choices, Layer::sa_q).plain()) return;
+  const int64_t C = dit.config().width, rows = fused.qkvg.dim(0);
+  const auto runs = part_runs(choices, !block.softmax);
+  if (runs.size() == 1 && part_choice(choices, 0).plain()) return;
   for (const auto& [first, last] : runs) {
     Projection p{first, last, {}, {}};
-    const Choice choice = of(choices, kProjectionLayers[first]);
-    const Tensor w = fused.qkvg.slice(0, first * C, last * C);
+    const Choice choice = part_choice(choices, first);
+    const Tensor w = fused.qkvg.slice(0, first * C, last < kParts ? last * C : rows);
     if (choice.plain())
       p.matrix = w.clone();
     else
@@ -134,7 +148,10 @@ void FusedDit::pack_projections(Block& block, FusedBlock& fused, const BlockChoi
                        block.softmax ? &block.attn.v : &block.gdn.v,
                        block.softmax ? &block.attn.output_gate : &block.gdn.output_gate};
   for (Linear* l : linears) l->weight = Tensor(l->weight.shape(), dtype_, Device::meta);
-  fused.qkvg = {};
+  if (!block.softmax)
+    for (Linear* l : {&block.gdn.beta_proj, &block.gdn.gate_proj})
+      l->weight = Tensor(l->weight.shape(), dtype_, Device::meta);
+  fused.qkvg = fused.rates = {};
 }
 
 void FusedDit::pack(const Policy& policy) {
@@ -172,7 +189,7 @@ void FusedDit::pack(const Policy& policy) {
 int64_t FusedDit::weight_bytes() const {
   int64_t total = 0;
   for (const FusedBlock& b : blocks) {
-    for (const Tensor& t : {b.qkvg, b.qkvg_bias, b.rates, b.rates_bias})
+    for (const Tensor& t : {b.qkvg, b.qkvg_bias})
       if (t) total += t.bytes();
     for (const Projection& p : b.projections) total += p.layer.bytes() + (p.matrix ? p.matrix.bytes() : 0);
     for (const PackedLayer& l : b.packed) total += l.bytes();

@@ -9,28 +9,33 @@
 
 namespace rivulet {
 
-inline constexpr Layer kProjectionLayers[] = {Layer::sa_q, Layer::sa_k, Layer::sa_v, Layer::sa_gate};
-// Runs [first, last) of these four that a policy keeps as one product each.
-std::vector<std::pair<int64_t, int64_t>> projection_runs(const BlockChoices& choices);
+// The parts of what reads a block's self-attention input: q, k, v, output gate, and the rates of a delta net.
+inline constexpr int64_t kParts = 5, kRates = 4;
+// What a policy says of a part; the rates stay as they are.
+Choice part_choice(const BlockChoices& choices, int64_t part);
+// Runs [first, last) of parts that a policy keeps as one product each.
+std::vector<std::pair<int64_t, int64_t>> part_runs(const BlockChoices& choices, bool with_rates);
 
-// A run of q, k, v and output gate whose weights are kept in one way, as one product.
 struct Projection {
-  int64_t first = 0, last = 0;  // of the four
+  int64_t first = 0, last = 0;  // parts
   PackedLayer layer;
-  Tensor matrix;  // [(last - first) C, C] where the layer is not packed
+  Tensor matrix;  // [rows, C] where the layer is not packed
 };
 
 struct FusedBlock {
-  Tensor qkvg, qkvg_bias;               // [4C, C] and [4C]: q, k, v and output gate of the self-attention
-  Tensor rates, rates_bias;             // [2 nH, C] and [2 nH]: write strength and decay of a delta-net block
-  std::vector<Projection> projections;  // under a policy, instead of qkvg
-  std::array<PackedLayer, kLayers> packed;  // under a policy; q, k, v and gate are above
+  // [4C + R, C] and [4C + R]: q, k, v and output gate of the self-attention; then in a delta-net block the
+  // write strength and the decay of every head, and zeros up to a multiple of 64 rows.
+  Tensor qkvg, qkvg_bias;
+  Tensor rates, rates_bias;  // [2 nH, C] and [2 nH]: those of a delta-net block
+  // Under a policy, instead of qkvg and rates; and the other layers'.
+  std::vector<Projection> projections;
+  std::array<PackedLayer, kLayers> packed;
 
   const PackedLayer& at(Layer layer) const { return packed[size_t(layer)]; }
   // Whether all that reads the self-attention's input reads rows of E4M3, and whether any does.
   bool reads_rows_alone() const, reads_rows() const;
-  // q, k, v and gate of parts [first, last), each [..., C]; the others stay undefined.
-  std::array<Tensor, 4> project(Operand& u, int64_t first = 0, int64_t last = 4) const;
+  // Parts [first, last), each [..., rows of it]; the others stay undefined.
+  std::array<Tensor, kParts> project(Operand& u, int64_t first = 0, int64_t last = kParts) const;
 };
 
 // What the delta net of a block makes of u [1, T, S, C] (dit.md 2) up to its output projection, out [1, T, S,

@@ -1,13 +1,15 @@
 // A fused transformer as a file. Parameters have their released names; what is kept as one, the names joined
 // by
 // '+'; codes and scales of a packed weight are <name>.codes, .scales, .global, .up and .down.
+#include <algorithm>
+
 #include "models/sana_streaming/fused_dit.h"
 
 namespace rivulet {
 namespace {
 
 constexpr const char* kKind = "rivulet packed transformer";
-constexpr const char* kPartNames[] = {"q", "k", "v", "output_gate"};
+constexpr const char* kPartNames[kParts] = {"q", "k", "v", "output_gate", "rates"};
 
 bool is_fused(const std::string& name) {
   for (const char* part : {".attn.q.", ".attn.k.", ".attn.v.", ".attn.output_gate.", ".attn.beta_proj.",
@@ -16,8 +18,10 @@ bool is_fused(const std::string& name) {
   return false;
 }
 
-std::string joined(int64_t first, int64_t last) {
+// Of a softmax block, which has no rates, a run to the end is named without them.
+std::string joined(int64_t first, int64_t last, bool softmax) {
   std::string name;
+  if (softmax) last = std::min(last, kRates);
   for (int64_t i = first; i < last; ++i) name += (i > first ? "+" : "") + std::string(kPartNames[i]);
   return name;
 }
@@ -116,14 +120,13 @@ void FusedDit::save(const std::string& path) const {
   for (size_t i = 0; i < blocks.size(); ++i) {
     const std::string block = "blocks." + std::to_string(i) + ".";
     const FusedBlock& b = blocks[i];
-    out.put(block + "attn." + joined(0, 4) + ".bias", b.qkvg_bias);
-    out.put(block + "attn." + joined(0, 4) + ".weight", b.qkvg);
+    const bool softmax = dit.blocks[i].softmax;
+    out.put(block + "attn." + joined(0, kParts, softmax) + ".bias", b.qkvg_bias);
+    out.put(block + "attn." + joined(0, kParts, softmax) + ".weight", b.qkvg);
     for (const Projection& p : b.projections) {
-      const std::string name = block + "attn." + joined(p.first, p.last) + ".weight";
+      const std::string name = block + "attn." + joined(p.first, p.last, softmax) + ".weight";
       p.layer.packed() ? out.put(name, p.layer) : out.put(name, p.matrix);
     }
-    out.put(block + "attn.beta_proj+gate_proj.weight", b.rates);
-    out.put(block + "attn.beta_proj+gate_proj.bias", b.rates_bias);
     for (const auto& [layer, name] : packed_names())
       if (b.at(layer).packed()) out.put(block + name + ".weight", b.at(layer));
     if (!b.at(Layer::ffn_t).packed())
@@ -153,7 +156,7 @@ FusedDit FusedDit::load(const std::string& path, Device device) {
   model.policy_ = Policy::from_json(parse_json(said("policy"), path), path + " policy");
   model.policy_.check_fits(config.depth, config.softmax_blocks);
   const Reader in(file, device);
-  const int64_t C = config.width, nH = config.heads;
+  const int64_t C = config.width;
   for_each_tensor(model.dit, [&](const std::string& name, Tensor& t) {
     const bool packed = file.contains(name + ".codes");
     if (!is_fused(name) && !packed) t = in.get(name, t.shape());
@@ -163,34 +166,32 @@ FusedDit FusedDit::load(const std::string& path, Device device) {
     Block& block = model.dit.blocks[size_t(i)];
     FusedBlock& b = model.blocks[size_t(i)];
     const BlockChoices choices = model.policy_.at(i, 0);
-    b.qkvg_bias = in.get(prefix + "attn." + joined(0, 4) + ".bias", {4 * C});
-    b.qkvg = {};
-    for (const auto& [first, last] : projection_runs(choices)) {
-      const Choice choice = of(choices, kProjectionLayers[first]);
-      const std::string name = prefix + "attn." + joined(first, last) + ".weight";
+    const int64_t rows = b.qkvg.dim(0);
+    b.qkvg_bias = in.get(prefix + "attn." + joined(0, kParts, block.softmax) + ".bias", {rows});
+    b.qkvg = b.rates = b.rates_bias = {};
+    for (const auto& [first, last] : part_runs(choices, !block.softmax)) {
+      const Choice choice = part_choice(choices, first);
+      const int64_t count = (last < kParts ? last * C : rows) - first * C;
+      const std::string name = prefix + "attn." + joined(first, last, block.softmax) + ".weight";
       Projection p{first, last, {}, {}};
       if (choice.plain())
-        p.matrix = in.get(name, {(last - first) * C, C});
+        p.matrix = in.get(name, {count, C});
       else
-        p.layer = in.get(name, choice, 1, (last - first) * C, C);
+        p.layer = in.get(name, choice, 1, count, C);
       b.projections.push_back(p);
     }
     if (b.projections.size() == 1 && b.projections[0].matrix) {
       b.qkvg = b.projections[0].matrix;
       b.projections.clear();
     }
-    if (!block.softmax) {
-      b.rates = in.get(prefix + "attn.beta_proj+gate_proj.weight", {2 * nH, C});
-      b.rates_bias = in.get(prefix + "attn.beta_proj+gate_proj.bias", {2 * nH});
-    }
     for (const auto& [layer, name] : packed_names()) {
       if (of(choices, layer).plain()) continue;
-      const int64_t rows = layer == Layer::ca_kv    ? 2 * C
-                           : layer == Layer::ffn_in ? 2 * config.mlp_ratio * C
-                                                    : C;
+      const int64_t outputs = layer == Layer::ca_kv    ? 2 * C
+                              : layer == Layer::ffn_in ? 2 * config.mlp_ratio * C
+                                                       : C;
       const int64_t cols = layer == Layer::ffn_out ? config.mlp_ratio * C : C;
       b.packed[size_t(layer)] =
-          in.get(prefix + name + ".weight", of(choices, layer), layer == Layer::ffn_t ? 3 : 1, rows, cols);
+          in.get(prefix + name + ".weight", of(choices, layer), layer == Layer::ffn_t ? 3 : 1, outputs, cols);
     }
     if (of(choices, Layer::ffn_t).plain())
       block.mlp.t_conv.weight =

@@ -11,6 +11,10 @@ Shape with_last(Shape shape, int64_t n) {
   return shape;
 }
 
+ProductOptions options_of(const PackedLayer& layer) {
+  return {ProductOptions::Execution::automatic, layer.choice.fast_sums};
+}
+
 // Rows of one weight against x, in the dtype of the model.
 Tensor multiply(Operand& x, const PackedLayer& layer, const QuantizedMatrix& w, const Tensor& bias,
                 const Tensor& addend, DType dtype) {
@@ -20,7 +24,7 @@ Tensor multiply(Operand& x, const PackedLayer& layer, const QuantizedMatrix& w, 
   }
   const QuantizedMatrix& in = x.as(layer.choice.format);
   const Tensor more = addend ? addend.contiguous().reshape({in.rows, w.rows}) : addend;
-  return quantized_linear(in, w, bias ? bias.contiguous() : bias, more, dtype)
+  return quantized_linear(in, w, bias ? bias.contiguous() : bias, more, dtype, options_of(layer))
       .reshape(with_last(x.shape(), w.rows));
 }
 
@@ -92,6 +96,29 @@ Tensor product_of_rows(Operand& x, const PackedLayer& layer, int64_t first, int6
   return layer.up ? linear_add(linear(x.x(), layer.down), layer.up.slice(0, first, last), {}, y) : y;
 }
 
+namespace {
+
+// The frames of r [1, T, S, C] rounded, and the one before. Where rows are rounded by themselves all lie one
+// after the other, and `shifted` is [before, all but the last].
+struct Rounded {
+  QuantizedMatrix own, before, shifted;
+};
+Rounded rounded_frames(const Tensor& r, const Tensor& left, Format format) {
+  const int64_t T = r.dim(1), S = r.dim(2), C = r.dim(3);
+  if (format != Format::fp8) return {quantize(r, format), quantize(left, format), {}};
+  QuantizedMatrix all{format,
+                      (T + 1) * S,
+                      C,
+                      Tensor({(T + 1) * S, C}, DType::u8, r.device()),
+                      Tensor({(T + 1) * S}, DType::f32, r.device()),
+                      {}};
+  quantize_into(left, rows_of(all, 0, S));
+  quantize_into(r, rows_of(all, S, T * S));
+  return {rows_of(all, S, T * S), rows_of(all, 0, S), rows_of(all, 0, T * S)};
+}
+
+}  // namespace
+
 Tensor temporal_product(const Tensor& r, const Tensor& left, const NormWeight& t_conv,
                         const PackedLayer& layer) {
   if (!layer.packed()) return temporal_conv3(r, t_conv.weight, left, /*residual=*/true);
@@ -105,19 +132,23 @@ Tensor temporal_product(const Tensor& r, const Tensor& left, const NormWeight& t
       taps.select(0, k).copy_from(dequantize(layer.weights[size_t(k)], r.dtype()));
     y = temporal_conv3(r, released(taps), left, /*residual=*/true);
   } else {
-    const Format format = layer.choice.format;
-    const QuantizedMatrix own = quantize(r, format), before = quantize(left, format);
     y = Tensor({1, T, S, N}, r.dtype(), r.device());
+    const Rounded in = rounded_frames(r, left, layer.choice.format);
     const auto tap = [&](int k, const QuantizedMatrix& from, int64_t to, int64_t frames,
                          const Tensor& addend) {
       if (frames == 0) return;
       const Tensor out = y.reshape({T * S, N}).slice(0, to * S, (to + frames) * S);
-      quantized_linear_into(from, layer.weights[size_t(k)], {}, addend ? addend : out, out);
+      quantized_linear_into(from, layer.weights[size_t(k)], {}, addend ? addend : out, out,
+                            options_of(layer));
     };
-    tap(1, own, 0, T, r.contiguous().reshape({T * S, C}));
-    tap(0, rows_of(own, 0, (T - 1) * S), 1, T - 1, {});
-    tap(2, rows_of(own, S, (T - 1) * S), 0, T - 1, {});
-    tap(0, before, 0, 1, {});
+    tap(1, in.own, 0, T, r.contiguous().reshape({T * S, C}));
+    if (in.shifted.codes) {
+      tap(0, in.shifted, 0, T, {});
+    } else {
+      tap(0, rows_of(in.own, 0, (T - 1) * S), 1, T - 1, {});
+      tap(0, in.before, 0, 1, {});
+    }
+    tap(2, rows_of(in.own, S, (T - 1) * S), 0, T - 1, {});
   }
   if (!layer.up) return y;
   const Tensor wide = released(layer.up.reshape({3, N, layer.up.dim(1)}));

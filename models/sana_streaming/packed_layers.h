@@ -15,7 +15,7 @@ struct PackedLayer {
 
   bool packed() const { return !weights.empty(); }
   // Whether it reads rows of E4M3 and nothing else.
-  bool reads_rows() const { return choice == Choice{Format::fp8}; }
+  bool reads_rows() const { return choice.format == Format::fp8 && choice.rank == 0 && !choice.weight_only; }
   int64_t bytes() const;
 };
 // w [N, K], or [taps, N, K].
@@ -44,7 +44,8 @@ class Operand {
 // x W^T + bias + addend [..., N], by the packed weight if there is one.
 Tensor product(Operand& x, const Linear& l, const PackedLayer& layer, const Tensor& addend = {});
 // The same of rows [first, last) of a packed weight.
-Tensor product_of_rows(Operand& x, const PackedLayer& layer, int64_t first, int64_t last, const Tensor& bias);
+Tensor product_of_rows(Operand& x, const PackedLayer& layer, int64_t first, int64_t last, const Tensor& bias,
+                       DType dtype);
 // r + conv(r) over time (ops/temporal_conv.h); r [1, T, S, C], left [1, S, C].
 Tensor temporal_product(const Tensor& r, const Tensor& left, const NormWeight& t_conv,
                         const PackedLayer& layer);
