@@ -89,9 +89,8 @@ Tensor product(Operand& x, const Linear& l, const PackedLayer& layer, const Tens
   return layer.up ? linear_add(linear(x.x(), layer.down), layer.up, {}, y) : y;
 }
 
-Tensor product_of_rows(Operand& x, const PackedLayer& layer, int64_t first, int64_t last,
-                       const Tensor& bias) {
-  const DType dtype = layer.up ? layer.up.dtype() : bias.dtype();
+Tensor product_of_rows(Operand& x, const PackedLayer& layer, int64_t first, int64_t last, const Tensor& bias,
+                       DType dtype) {
   const Tensor y = multiply(x, layer, rows_of(layer.weights[0], first, last - first), bias, {}, dtype);
   return layer.up ? linear_add(linear(x.x(), layer.down), layer.up.slice(0, first, last), {}, y) : y;
 }
