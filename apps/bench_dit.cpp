@@ -62,6 +62,7 @@ double shrunken_error(DType dtype, const Policy& policy, bool plainly = false) {
   FusedDit ours(c, dtype, Device::cuda);
   ours.copy_from(reference.dit);
   if (!policy.plain()) ours.pack(policy);
+  ours.measure(true);
   DitStream stream(ours, {.height = kHeight, .width = kWidth, .first_frames = kFirst});
   const Tensor text = randn({1, 7, c.caption_channels}, rng), mask = ones({1, 7}, DType::u8);
   stream.set_text(text, mask);
@@ -90,6 +91,7 @@ double shrunken_error(DType dtype, const Policy& policy, bool plainly = false) {
     reference.dit(cat({want, source}, 1), zeros({1}), context, &state, &next);
     state = next;
     if (plainly) continue;
+    if (chunk == 1) ours.measure(false);
     stream.begin_chunk(source.to(Device::cuda));
     size_t step = 0;
     const auto fast = [&](const Tensor& x, double, double) { return stream.velocity(x, step++); };
@@ -191,27 +193,31 @@ Json quantising(const FusedDit& model, const FrameSize& size) {
   }
   const Tensor gate = randn({1, 1, 1, C}, rng, DType::bf16, Device::cuda), shift = gate.clone(),
                scale = gate.clone();
+  const bool scaled = model.policy().has_static_scales();
+  const Tensor given = scaled ? full({1}, 0.02, DType::f32, Device::cuda) : Tensor();
   const auto rows = [&](const std::vector<Tensor>& x) {
-    return us([&](int i) { quantize(x[size_t(i)], Format::fp8); });
+    return us([&](int i) { quantize(x[size_t(i)], scaled ? Format::fp8_tensor : Format::fp8, given); });
   };
   const double row_us = rows(narrow), wide_us = rows(wide), frame_us = rows(frame);
   const auto other = [&](int i) { return narrow[size_t((i + 1) % kTurns)]; };
   const double residual = us([&](int i) { gate_residual(narrow[size_t(i)], gate, other(i)); }),
-               residual_q =
-                   us([&](int i) { norm_quantize(narrow[size_t(i)], gate, other(i), {}, {}, 1e-6, false); }),
+               residual_q = us([&](int i) {
+                 norm_quantize(narrow[size_t(i)], gate, other(i), {}, {}, 1e-6, false, given);
+               }),
                norm = us([&](int i) { layer_norm_modulate(narrow[size_t(i)], shift, scale); }),
-               norm_q =
-                   us([&](int i) { norm_quantize(narrow[size_t(i)], {}, {}, shift, scale, 1e-6, false); }),
+               norm_q = us([&](int i) {
+                 norm_quantize(narrow[size_t(i)], {}, {}, shift, scale, 1e-6, false, given);
+               }),
                both = us([&](int i) { gate_residual_norm(narrow[size_t(i)], gate, other(i), shift, scale); }),
                both_q = us([&](int i) {
-                 norm_quantize(narrow[size_t(i)], gate, other(i), shift, scale, 1e-6, true);
+                 norm_quantize(narrow[size_t(i)], gate, other(i), shift, scale, 1e-6, true, given);
                });
   double total = 0;
   const auto reads = [](const PackedLayer& l) { return l.packed() && !l.choice.weight_only; };
   for (const FusedBlock& b : model.blocks) {
-    if (b.reads_rows()) total += both_q - both;
-    if (b.at(Layer::ca_q).reads_rows()) total += residual_q - residual;
-    if (b.at(Layer::ffn_in).reads_rows()) total += norm_q - norm;
+    if (b.codes_reader()) total += both_q - both;
+    if (b.at(Layer::ca_q).reads_codes()) total += residual_q - residual;
+    if (b.at(Layer::ffn_in).reads_codes()) total += norm_q - norm;
     for (const Layer layer : {Layer::sa_o, Layer::ca_o, Layer::ffn_t})
       if (reads(b.at(layer))) total += row_us;
     if (reads(b.at(Layer::ffn_out))) total += wide_us;
@@ -235,7 +241,7 @@ Json quantising(const FusedDit& model, const FrameSize& size) {
 
 struct Bench {
   const BenchDitOptions& options;
-  const FusedDit& model;
+  FusedDit& model;
   Ceilings ceilings;
   int64_t height, width;  // of the latent grid
 };
@@ -359,6 +365,10 @@ Json measure(const Bench& b, int64_t first, int64_t chunks) {
   cuda_trim();
   Run run(b, first);
   Times times;
+  b.model.measure(!b.model.ready());
+  run.chunk(nullptr);  // static scales
+  b.model.measure(false);
+  run.stream().reset();
   run.chunk(nullptr);  // chooses the algorithms of the products of these shapes
   run.stream().reset();
   run.chunk(&times);

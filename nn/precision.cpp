@@ -89,13 +89,14 @@ Layer layer_named(const std::string& name) {
 
 std::string name_of(const Choice& c) {
   return std::string(name_of(c.format)) + (c.rank ? "+lr" + std::to_string(c.rank) : "") +
-         (c.weight_only ? "+w" : "") + (c.fast_sums ? "+fast" : "");
+         (c.weight_only ? "+w" : "") + (c.static_scale ? "+static" : "") + (c.fast_sums ? "+fast" : "");
 }
 
 Choice choice_named(const std::string& name) {
   Choice c;
   std::string rest = name;
   c.fast_sums = take_tail(rest, "+fast");
+  c.static_scale = take_tail(rest, "+static");
   c.weight_only = take_tail(rest, "+w");
   if (const size_t at = rest.find("+lr"); at != std::string::npos) {
     const std::string digits = rest.substr(at + 3);
@@ -110,6 +111,8 @@ Choice choice_named(const std::string& name) {
   check(c.format != Format::nvfp4_swept, "choice \"", name, "\": sweeping is for weights: choose nvfp4_46");
   check(!c.fast_sums || (!c.weight_only && (c.format == Format::fp8 || c.format == Format::fp8_tensor)),
         "choice \"", name, "\": +fast is for products of fp8 and fp8_tensor");
+  check(!c.static_scale || (!c.weight_only && c.format == Format::fp8_tensor), "choice \"", name,
+        "\": +static is for fp8_tensor");
   check(!c.plain() || (c.rank == 0 && !c.weight_only), "choice \"", name, "\": bf16 stands alone");
   return c;
 }
@@ -181,6 +184,10 @@ BlockChoices Policy::at(int64_t block, double t) const {
 bool Policy::depends_on_t() const {
   return std::any_of(rules.begin(), rules.end(),
                      [](const Rule& r) { return r.t_low > 0 || r.t_high < 1000; });
+}
+
+bool Policy::has_static_scales() const {
+  return std::any_of(rules.begin(), rules.end(), [](const Rule& r) { return r.choice.static_scale; });
 }
 
 void Policy::check_fits(int64_t depth, const std::vector<int64_t>& softmax_blocks) const {

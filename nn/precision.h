@@ -48,12 +48,15 @@ Layer layer_named(const std::string& name);  // throws, and lists the names
 // "bf16" (as the model is), "fp8_tensor", "fp8", "mxfp8", "nvfp4", "nvfp4_46"; "+lr32" adds a low-rank branch
 // of rank 32 in the model's own dtype that carries the largest part of the weight; "+w" keeps the weight
 // alone in the format, the activation stays as it is; "+fast" lets E4M3 sums stay in Hopper's tensor cores at
-// 14 bits (ops/quantized_linear.h; the plain transformer sums as always). scores takes bf16 or fp8.
+// 14 bits (ops/quantized_linear.h; the plain transformer sums as always); "+static" gives activations in
+// fp8_tensor the scale that was measured beforehand, where the fast transformer runs. scores takes bf16 or
+// fp8.
 struct Choice {
   Format format = Format::bf16;
   int64_t rank = 0;
   bool weight_only = false;
   bool fast_sums = false;
+  bool static_scale = false;
 
   bool plain() const { return format == Format::bf16; }
   // nvfp4_46 sweeps the scales of weights: that is done once.
@@ -92,6 +95,7 @@ class Policy {
   BlockChoices at(int64_t block, double t) const;
   // Whether any rule covers a part of the timesteps alone.
   bool depends_on_t() const;
+  bool has_static_scales() const;
   // Throws when a rule names a block at or beyond `depth`, or scores of a block that has no softmax.
   void check_fits(int64_t depth, const std::vector<int64_t>& softmax_blocks) const;
 };

@@ -57,7 +57,7 @@ struct Small {
 
 TEST_CASE("policy: choices have names") {
   for (const char* name : {"bf16", "fp8", "fp8_tensor", "mxfp8", "nvfp4", "nvfp4_46", "nvfp4+lr32",
-                           "nvfp4_46+lr8+w", "fp8+fast"})
+                           "nvfp4_46+lr8+w", "fp8+fast", "fp8_tensor+static+fast"})
     CHECK(name_of(choice_named(name)) == name);
   for (const char* bad :
        {"fp4", "", "nvfp4_swept", "nvfp4+lr", "nvfp4+lr0", "fp8+lrx", "bf16+w", "nvfp4+fast", "nvfp4+lr32 "})
@@ -294,6 +294,40 @@ TEST_CASE("policy: the fast transformer keeps and multiplies what the plain one 
   CHECK_THROWS_AS(model.pack(policy_of(R"([{"choice": "fp8", "t": [900, 1000], "layers": ["sa_q"]}])")),
                   Error);
   CHECK_THROWS_AS(model.pack(policy_of(R"([{"choice": "fp8", "layers": ["scores"]}])")), Error);
+}
+
+TEST_CASE("policy: static scales are measured first, and kept in the file") {
+  Dit dit = random_dit(small(64, {1, 3}));
+  const Clip in = clip(dit.config(), 6);
+  const auto bounds = bounds_of(dit.config(), 3, 2);
+  StreamState state;
+  const Tensors exact = plain(dit, in, bounds, state);
+  FusedDit model(dit.config(), DType::f32, Device::cpu);
+  model.copy_from(dit);
+  model.pack(policy_of(R"([{"choice": "fp8_tensor+static+fast"}])"));
+  const auto run = [&](const FusedDit& m) {
+    DitStream stream(m, options(3));
+    stream.set_text(in.text, in.mask);
+    return fast(stream, in, bounds);
+  };
+  CHECK(error_of([&] { run(model); }).find("not measured") != std::string::npos);
+  const auto worst = [&](const Tensors& got) {
+    double e = 0;
+    for (size_t i = 0; i < got.size(); ++i) e = std::max(e, relative(got[i], exact[i]));
+    return e;
+  };
+  model.measure(true);
+  const double dynamic = worst(run(model));
+  model.measure(false);
+  const Tensors fixed = run(model);
+  CHECK(dynamic < 0.15);
+  CHECK(worst(fixed) < 1.5 * dynamic);
+  CHECK(fixed[0].to_vector() == run(model)[0].to_vector());
+  const std::string path =
+      (std::filesystem::temp_directory_path() / ("rivulet_static_" + std::to_string(::getpid()))).string();
+  model.save(path);
+  CHECK(run(FusedDit::load(path, Device::cpu)).back().to_vector() == fixed.back().to_vector());
+  std::filesystem::remove(path);
 }
 
 TEST_CASE("a packed transformer as a file: the same outputs, and the weights stay in it") {

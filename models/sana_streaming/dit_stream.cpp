@@ -146,6 +146,8 @@ void DitStream::begin_chunk(const Tensor& source) {
         "dit stream: the source has shape ", source.shape(), ", the next chunk [1, ",
         config().latent_channels, ", ", T, ", ", options_.height, ", ", options_.width, "]");
   check(!text_.keys.empty(), "dit stream: a chunk was begun without a text");
+  check(model_.ready(), "dit stream: static scales of policy \"", model_.policy().name,
+        "\" were not measured");
   const NoGrad off;
   const int64_t c = config().latent_channels;
   const Linear& embed = model_.dit.x_embedder;
@@ -211,7 +213,8 @@ void DitStream::run_pass(const Tensor& x, size_t step, bool remember) {
     pass(T, remember, slot);
   };
   const bool repeats = full && T == config().chunk_frames;
-  if (!options_.graphs || model_.device() != Device::cuda || hook_ || !repeats) return work();
+  if (!options_.graphs || model_.device() != Device::cuda || hook_ || !repeats || model_.measuring())
+    return work();
   CudaGraph& graph = graphs_[key];
   // The first pass of its kind runs eagerly: it may have to choose algorithms.
   if (!graph.captured() && seen_[key]++ == 0) return work();
@@ -235,8 +238,8 @@ void DitStream::pass(int64_t T, bool remember, int64_t slot) {
           .reshape(tokens);
   const auto into_block = [&](size_t i, const Tensor& gate, const Tensor& branch) {
     const bool head = i == blocks.size();
-    return norm(h, gate, branch, row(i, 0), row(i, 1), !head && model_.blocks[i].reads_rows(),
-                !head && model_.blocks[i].reads_rows_alone());
+    return norm(h, gate, branch, row(i, 0), row(i, 1), head ? nullptr : model_.blocks[i].codes_reader(),
+                !head && model_.blocks[i].reads_codes_alone());
   };
   Operand u = into_block(0, {}, {}).u;
   mark("patch embedding, first norm");
@@ -258,15 +261,17 @@ void DitStream::pass(int64_t T, bool remember, int64_t slot) {
         product(into_proj, block.softmax ? block.attn.proj : block.gdn.proj, fused.at(Layer::sa_o));
     into_proj = {};
     mark("self proj");
-    Normed sum = norm(h, row(i, 2), branch, {}, {}, fused.at(Layer::ca_q).reads_rows(), false);
+    const auto reader = [&](Layer layer) {
+      return fused.at(layer).reads_codes() ? &fused.at(layer) : nullptr;
+    };
+    Normed sum = norm(h, row(i, 2), branch, {}, {}, reader(Layer::ca_q), false);
     branch = {};
     mark("gate, residual");
     h = sum.h;
     Operand into_cross = sum.u;
     sum = {};
     h = cross(i, h, into_cross);
-    const bool rows = fused.at(Layer::ffn_in).reads_rows();
-    u = norm(h, {}, {}, row(i, 3), row(i, 4), rows, rows).u;
+    u = norm(h, {}, {}, row(i, 3), row(i, 4), reader(Layer::ffn_in), true).u;
     mark("norm, modulate");
     Tensor r = feed_forward(i, u);
     u = {};
@@ -288,10 +293,11 @@ void DitStream::pass(int64_t T, bool remember, int64_t slot) {
 }
 
 DitStream::Normed DitStream::norm(const Tensor& h, const Tensor& gate, const Tensor& branch,
-                                  const Tensor& shift, const Tensor& scale, bool rows,
-                                  bool rows_alone) const {
-  if (rows) {
-    const NormQuantized n = norm_quantize(h, gate, branch, shift, scale, kBlockNormEps, !rows_alone);
+                                  const Tensor& shift, const Tensor& scale, const PackedLayer* reader,
+                                  bool alone) const {
+  if (reader) {
+    const NormQuantized n = norm_quantize(h, gate, branch, shift, scale, kBlockNormEps, !alone,
+                                          reader->choice.static_scale ? reader->input_scale : Tensor());
     return {n.h, Operand(n.u, n.h.shape(), n.q)};
   }
   if (branch && shift) {

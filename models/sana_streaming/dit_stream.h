@@ -78,14 +78,14 @@ class DitStream {
   // `in` is h as the queries' product reads it; it is given up.
   Tensor cross(size_t index, const Tensor& h, Operand& in) const;
   Tensor feed_forward(size_t index, const Operand& u) const;
-  // h + gate * branch (h without a branch), normed and modulated (h without a shift), and rounded to rows of
-  // E4M3 where that is read.
+  // h + gate * branch (h without a branch), normed and modulated (h without a shift), and rounded as
+  // `reader` reads it (null: nobody does); only that is kept when it reads alone.
   struct Normed {
     Tensor h;
     Operand u;
   };
   Normed norm(const Tensor& h, const Tensor& gate, const Tensor& branch, const Tensor& shift,
-              const Tensor& scale, bool rows, bool rows_alone) const;
+              const Tensor& scale, const PackedLayer* reader, bool alone) const;
   Tensor row(size_t block, int64_t i) const;  // of the current modulation, [1, 1, 1, C]
   void mark(const char* piece) const {
     if (hook_) hook_(piece);

@@ -73,14 +73,26 @@ void FusedDit::fuse(Block& block) {
   blocks.push_back(f);
 }
 
-bool FusedBlock::reads_rows() const {
-  return std::any_of(projections.begin(), projections.end(),
-                     [](const Projection& p) { return p.layer.packed() && p.layer.reads_rows(); });
+const PackedLayer* FusedBlock::codes_reader() const {
+  for (const Projection& p : projections)
+    if (p.layer.reads_codes()) return &p.layer;
+  return nullptr;
 }
-bool FusedBlock::reads_rows_alone() const {
-  return !projections.empty() && std::all_of(projections.begin(), projections.end(), [](const Projection& p) {
-    return p.layer.packed() && p.layer.reads_rows();
-  });
+bool FusedBlock::reads_codes_alone() const {
+  // What was rounded for one serves others of the same format.
+  return !projections.empty() &&
+         std::all_of(projections.begin(), projections.end(), [&](const Projection& p) {
+           return p.layer.reads_codes() && p.layer.choice.format == projections[0].layer.choice.format;
+         });
+}
+
+void FusedDit::measure(bool on) {
+  measured_ = measured_ || measuring_;
+  measuring_ = on;
+  for (FusedBlock& b : blocks) {
+    for (Projection& p : b.projections) p.layer.measuring = on;
+    for (PackedLayer& l : b.packed) l.measuring = on;
+  }
 }
 
 std::array<Tensor, kParts> FusedBlock::project(Operand& u, int64_t first, int64_t last) const {
@@ -119,9 +131,10 @@ std::vector<std::pair<int64_t, int64_t>> part_runs(const BlockChoices& choices, 
   const int64_t parts = with_rates ? kParts : kRates;
   std::vector<std::pair<int64_t, int64_t>> runs;
   for (int64_t first = 0, last = 0; first < parts; first = last) {
-    // A scale of the whole matrix and a low-rank branch belong to one layer.
+    // A scale of the whole matrix and a low-rank branch belong to one layer; under a static scale of what
+    // they read, q, k and v are one matrix.
     const Choice c = part_choice(choices, first);
-    const bool alone = c.rank > 0 || c.format == Format::fp8_tensor || is_fp4(c.format);
+    const bool alone = c.rank > 0 || (c.format == Format::fp8_tensor && !c.static_scale) || is_fp4(c.format);
     last = first + 1;
     while (last < parts && !alone && part_choice(choices, last) == c) ++last;
     runs.emplace_back(first, last == kRates && !with_rates ? kParts : last);

@@ -32,8 +32,9 @@ struct FusedBlock {
   std::array<PackedLayer, kLayers> packed;
 
   const PackedLayer& at(Layer layer) const { return packed[size_t(layer)]; }
-  // Whether all that reads the self-attention's input reads rows of E4M3, and whether any does.
-  bool reads_rows_alone() const, reads_rows() const;
+  // The projection that reads codes which the op before can make, if there is one; and whether all are such.
+  const PackedLayer* codes_reader() const;
+  bool reads_codes_alone() const;
   // Parts [first, last), each [..., rows of it]; the others stay undefined.
   std::array<Tensor, kParts> project(Operand& u, int64_t first = 0, int64_t last = kParts) const;
 };
@@ -60,6 +61,12 @@ class FusedDit {
   // and leaves attention itself (scores) as it is.
   void pack(const Policy& policy);
   const Policy& policy() const { return policy_; }
+  // While on, activations with a static scale are rounded by their own and the static one is measured: to be
+  // run over some chunks before anything else (DitStream then makes no graphs).
+  void measure(bool on);
+  bool measuring() const { return measuring_; }
+  // Whether no static scale is still unknown.
+  bool ready() const { return measured_ || measuring_ || !policy_.has_static_scales(); }
   // Of all parameters as they are kept.
   int64_t weight_bytes() const;
   // Everything as it is kept, in one safetensors file that names its policy and sizes; and back. On the CPU
@@ -77,6 +84,7 @@ class FusedDit {
   void fuse(Block& block);
   void pack_projections(Block& block, FusedBlock& fused, const BlockChoices& choices);
   Policy policy_;
+  bool measuring_ = false, measured_ = false;
   DType dtype_;
   Device device_;
 };

@@ -1,6 +1,6 @@
 // A fused transformer as a file. Parameters have their released names; what is kept as one, the names joined
 // by
-// '+'; codes and scales of a packed weight are <name>.codes, .scales, .global, .up and .down.
+// '+'; codes and scales of a packed weight are <name>.codes, .scales, .global, .up, .down and .input_scale.
 #include <algorithm>
 
 #include "models/sana_streaming/fused_dit.h"
@@ -54,6 +54,7 @@ class Writer {
     put(name + ".global", layer.weights[0].global);
     put(name + ".up", layer.up);
     put(name + ".down", layer.down);
+    put(name + ".input_scale", layer.input_scale);
   }
   void save(const std::string& path, const std::map<std::string, std::string>& metadata) const {
     save_safetensors(path, tensors_, metadata);
@@ -97,6 +98,7 @@ class Reader {
     PackedLayer layer;
     layer.choice = choice;
     for (int64_t k = 0; k < taps; ++k) layer.weights.push_back(rows_of(all, k * rows, rows));
+    if (choice.static_scale) layer.input_scale = get(name + ".input_scale", {1});
     if (choice.rank == 0) return layer;
     const int64_t rank = std::min({choice.rank, taps * rows, cols});
     layer.up = get(name + ".up", {taps * rows, rank});
@@ -135,6 +137,7 @@ void FusedDit::save(const std::string& path) const {
   out.save(path, {{"kind", kKind},
                   {"dtype", name_of(dtype_)},
                   {"config", to_json(dit.config()).dump()},
+                  {"measured", measured_ ? "yes" : "no"},
                   {"policy", policy_.to_json().dump()}});
 }
 
@@ -154,6 +157,7 @@ FusedDit FusedDit::load(const std::string& path, Device device) {
   FusedDit model(config, dtype, Device::meta);
   model.device_ = device;
   model.policy_ = Policy::from_json(parse_json(said("policy"), path), path + " policy");
+  model.measured_ = said("measured") == "yes";
   model.policy_.check_fits(config.depth, config.softmax_blocks);
   const Reader in(file, device);
   const int64_t C = config.width;

@@ -11,6 +11,16 @@ Shape with_last(Shape shape, int64_t n) {
   return shape;
 }
 
+// x as the products of a layer read it.
+QuantizedMatrix rounded(const Tensor& x, const PackedLayer& layer) {
+  const Format format = layer.choice.format;
+  if (!layer.choice.static_scale) return quantize(x, format);
+  if (!layer.measuring) return quantize(x, format, layer.input_scale);
+  const QuantizedMatrix q = quantize(x, format);
+  layer.input_scale.copy_from(maximum(layer.input_scale, q.scales * PackedLayer::kHeadroom));
+  return q;
+}
+
 ProductOptions options_of(const PackedLayer& layer) {
   return {ProductOptions::Execution::automatic, layer.choice.fast_sums};
 }
@@ -22,7 +32,7 @@ Tensor multiply(Operand& x, const PackedLayer& layer, const QuantizedMatrix& w, 
     const Tensor wide = dequantize(w, dtype);
     return addend ? linear_add(x.x(), wide, bias, addend) : linear(x.x(), wide, bias);
   }
-  const QuantizedMatrix& in = x.as(layer.choice.format);
+  const QuantizedMatrix& in = x.for_layer(layer);
   const Tensor more = addend ? addend.contiguous().reshape({in.rows, w.rows}) : addend;
   return quantized_linear(in, w, bias ? bias.contiguous() : bias, more, dtype, options_of(layer))
       .reshape(with_last(x.shape(), w.rows));
@@ -53,6 +63,7 @@ PackedLayer pack(const Tensor& w, const Choice& choice) {
   const QuantizedMatrix all = quantize(rest, choice.weight_format());
   const int64_t taps = w.dims() == 3 ? w.dim(0) : 1, rows = all.rows / taps;
   for (int64_t k = 0; k < taps; ++k) layer.weights.push_back(rows_of(all, k * rows, rows));
+  if (choice.static_scale) layer.input_scale = zeros({1}, DType::f32, w.device());
   return layer;
 }
 
@@ -65,9 +76,10 @@ const Tensor& Operand::x() const {
   return x_;
 }
 
-const QuantizedMatrix& Operand::as(Format format) {
-  QuantizedMatrix& q = rounded_[size_t(format)];
-  if (!q.codes) q = quantize(x(), format);
+const QuantizedMatrix& Operand::for_layer(const PackedLayer& layer) {
+  QuantizedMatrix& q = rounded_[size_t(layer.choice.format)];
+  // Codes of another layer with their own scale serve as well.
+  if (!q.codes) q = rounded(x(), layer);
   return q;
 }
 
@@ -97,19 +109,21 @@ Tensor product_of_rows(Operand& x, const PackedLayer& layer, int64_t first, int6
 
 namespace {
 
-// The frames of r [1, T, S, C] rounded, and the one before. Where rows are rounded by themselves all lie one
+// The frames of r [1, T, S, C] rounded, and the one before. Where no scale spans them all lie one
 // after the other, and `shifted` is [before, all but the last].
 struct Rounded {
   QuantizedMatrix own, before, shifted;
 };
-Rounded rounded_frames(const Tensor& r, const Tensor& left, Format format) {
+Rounded rounded_frames(const Tensor& r, const Tensor& left, const PackedLayer& layer) {
+  const Format format = layer.choice.format;
+  const bool scaled = layer.choice.static_scale && !layer.measuring;
   const int64_t T = r.dim(1), S = r.dim(2), C = r.dim(3);
-  if (format != Format::fp8) return {quantize(r, format), quantize(left, format), {}};
+  if (format != Format::fp8 && !scaled) return {rounded(r, layer), rounded(left, layer), {}};
   QuantizedMatrix all{format,
                       (T + 1) * S,
                       C,
                       Tensor({(T + 1) * S, C}, DType::u8, r.device()),
-                      Tensor({(T + 1) * S}, DType::f32, r.device()),
+                      scaled ? layer.input_scale : Tensor({(T + 1) * S}, DType::f32, r.device()),
                       {}};
   quantize_into(left, rows_of(all, 0, S));
   quantize_into(r, rows_of(all, S, T * S));
@@ -132,7 +146,7 @@ Tensor temporal_product(const Tensor& r, const Tensor& left, const NormWeight& t
     y = temporal_conv3(r, released(taps), left, /*residual=*/true);
   } else {
     y = Tensor({1, T, S, N}, r.dtype(), r.device());
-    const Rounded in = rounded_frames(r, left, layer.choice.format);
+    const Rounded in = rounded_frames(r, left, layer);
     const auto tap = [&](int k, const QuantizedMatrix& from, int64_t to, int64_t frames,
                          const Tensor& addend) {
       if (frames == 0) return;

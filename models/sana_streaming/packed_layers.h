@@ -12,10 +12,19 @@ struct PackedLayer {
   Choice choice;
   std::vector<QuantizedMatrix> weights;  // one; of the temporal convolution one for each tap
   Tensor up, down;                       // of a low-rank branch, in the model's dtype
+  // Of activations with a static scale: f32 [1], kHeadroom times what the largest value of those seen asked
+  // for. While measuring, activations are rounded by their own scale.
+  Tensor input_scale;
+  bool measuring = false;
+  static constexpr double kHeadroom = 2;
 
   bool packed() const { return !weights.empty(); }
-  // Whether it reads rows of E4M3 and nothing else.
-  bool reads_rows() const { return choice.format == Format::fp8 && choice.rank == 0 && !choice.weight_only; }
+  // Whether it reads codes that the op before can make, and nothing else: rows of E4M3, or E4M3 of a known
+  // scale.
+  bool reads_codes() const {
+    return packed() && choice.rank == 0 && !choice.weight_only &&
+           (choice.format == Format::fp8 || (choice.static_scale && !measuring));
+  }
   int64_t bytes() const;
 };
 // w [N, K], or [taps, N, K].
@@ -31,7 +40,7 @@ class Operand {
 
   const Tensor& x() const;
   const Shape& shape() const { return shape_; }
-  const QuantizedMatrix& as(Format format);
+  const QuantizedMatrix& for_layer(const PackedLayer& layer);
   // Entries [begin, end) of dim 1 of [1, T, S, K].
   Operand frames(int64_t begin, int64_t end) const;
 
