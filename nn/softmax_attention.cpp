@@ -67,7 +67,7 @@ Tensor SoftmaxAttention::operator()(const Tensor& u, const Rope& rope_table,
   const Tensor out = precision && !precision->at(Layer::scores).plain()
                          ? attention_in_fp8(queries, keys, values, scale)
                          : attention(queries, keys, values, scale);
-  if (current) *current = {own.k.detach(), own.v.detach()};
+  if (current) *current = own;
   SharedInput gated(precision, mul_silu(out.reshape(u.shape()), linear_as(in, Layer::sa_gate, output_gate)));
   return linear_as(gated, Layer::sa_o, proj);
 }

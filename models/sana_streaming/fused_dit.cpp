@@ -3,19 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "models/sana_streaming/checkpoint.h"
 #include "ops/elementwise.h"
 #include "ops/gdn_decay.h"
 #include "ops/gdn_fused.h"
 
 namespace rivulet {
-namespace {
-
-bool ends_with(const std::string& s, const std::string& tail) {
-  return s.size() >= tail.size() && s.compare(s.size() - tail.size(), tail.size(), tail) == 0;
-}
-
-}  // namespace
-
 GdnResult delta_net_layer(const GdnAttention& gdn, const FusedBlock& fused, Operand u, const Tensor& cos,
                           const Tensor& sin, const GdnState& start,
                           const std::function<void(const char*)>& piece) {
@@ -234,22 +227,9 @@ void FusedDit::copy_from(Dit& source) {
 
 void FusedDit::fill_random(Rng& rng) {
   const NoGrad off;
-  const double branch = 1 / std::sqrt(3.0 * double(dit.config().depth));
   for_each_tensor(dit, [&](const std::string& name, Tensor& t) {
-    double mean = 0, spread = 0.02;
-    if (ends_with(name, "norm.weight"))
-      mean = 1;
-    else if (ends_with(name, "scale_shift_table"))
-      spread = 0.3;
-    else if (ends_with(name, "dt_bias"))
-      mean = -3;
-    else if (t.dims() > 1) {
-      const double fan_in = double(t.numel() / t.dim(0));
-      const bool last = ends_with(name, "attn.proj.weight") || ends_with(name, "point_conv.conv.weight") ||
-                        ends_with(name, "t_conv.weight");
-      spread = (last ? branch : 1) / std::sqrt(fan_in);
-    }
-    t.copy_from(randn(t.shape(), rng, DType::f32, device_) * spread + mean);
+    const RandomWeight r = random_dit_weight(name, t.shape(), dit.config().depth);
+    t.copy_from(randn(t.shape(), rng, DType::f32, device_) * r.spread + r.mean);
   });
 }
 
