@@ -82,8 +82,20 @@ int run_eval(const EvalOptions& options);
 struct InspectOptions {
   std::string what;
   bool tensors = false;
+  bool gemm = false;  // instead: which matrix products the GPU has
+  std::string json;   // of --gemm
 };
 int run_inspect(const InspectOptions& options);
+int run_inspect_gemm(const std::string& json);
+
+struct QuantizeOptions {
+  std::string model;   // a model folder, or sana-streaming-2b
+  std::string policy;  // JSON
+  std::string out;     // .safetensors
+  std::string device = "cpu";
+  bool random_weights = false;
+};
+int run_quantize(const QuantizeOptions& options);
 
 struct ConvertOptions {
   std::string in, out;
@@ -109,6 +121,7 @@ struct BenchDitOptions {
   std::string size = "1280x704";
   int64_t chunks = 40;       // of the stream whose memory and frames per second are measured
   int64_t text_tokens = 60;  // real ones; padded ones are dropped
+  std::string policy;        // a precision policy; empty: bf16 throughout
   std::string json;          // the report to write
   std::string gemm_cache;    // a file of chosen algorithms; empty for the user's cache
   bool quick = false;        // 8 chunks

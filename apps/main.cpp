@@ -119,10 +119,21 @@ Run add_vae(CLI::App& app) {
 Run add_inspect(CLI::App& app) {
   auto o = std::make_shared<InspectOptions>();
   app.add_option("what", o->what,
-                 "A model folder, a .safetensors file, sana-streaming-2b or sana-bidirectional-2b")
-      ->required();
+                 "A model folder, a .safetensors file, sana-streaming-2b or sana-bidirectional-2b");
   app.add_flag("--tensors", o->tensors, "List every tensor");
+  app.add_flag("--gemm", o->gemm, "Instead: which scaled matrix products this GPU has, timed");
+  app.add_option("--json", o->json, "Write the figures of --gemm here");
   return [o] { return run_inspect(*o); };
+}
+
+Run add_quantize(CLI::App& app) {
+  auto o = std::make_shared<QuantizeOptions>();
+  app.add_option("model", o->model, "A model folder, or sana-streaming-2b with --random-weights")->required();
+  app.add_option("--policy", o->policy, "The precision policy, a JSON file")->required();
+  app.add_option("--out", o->out, "The file to write, .safetensors")->required();
+  app.add_option("--device", o->device, "cpu or cuda")->capture_default_str();
+  app.add_flag("--random-weights", o->random_weights, "Make the weights up");
+  return [o] { return run_quantize(*o); };
 }
 
 Run add_convert(CLI::App& app) {
@@ -214,6 +225,7 @@ Run add_bench_dit(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::Range(4, 100000));
   app.add_flag("--quick", o->quick, "8 chunks");
+  app.add_option("--policy", o->policy, "A precision policy (JSON; some in models/sana_streaming/policies)");
   app.add_option("--text-tokens", o->text_tokens, "Tokens of the instruction")
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
@@ -292,6 +304,7 @@ constexpr Command kCommands[] = {
     {"data", "Gather footage for training, and look at the samples made of it", add_data},
     {"vae", "Put a clip through a video autoencoder and measure what comes back", add_vae},
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
+    {"quantize", "Write a transformer's weights in the formats of a precision policy", add_quantize},
     {"convert", "Turn published weights into one safetensors file, or make random ones", add_convert},
     {"models", "The published models: sizes, licences, where each file belongs, and whether it is right",
      add_models},

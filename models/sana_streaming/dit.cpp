@@ -1,5 +1,6 @@
 #include "models/sana_streaming/dit.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/elementwise.h"
@@ -32,6 +33,14 @@ Tensor time_features(const Tensor& t, const Tensor& weight) {
     }
   }
   return e.to(weight.device()).to(weight.dtype());
+}
+
+// The t of a whole batch, for a policy that depends on it.
+double one_time(const Tensor& t) {
+  const std::vector<double> all = t.to_vector();
+  check(std::equal(all.begin() + 1, all.end(), all.begin()), "dit: a policy that depends on t, and t of ",
+        all.front(), " to ", all.back(), " in one batch");
+  return all.front();
 }
 
 // Row i of a modulation table [B, Tm, rows, C], shaped to broadcast over tokens: [B, Tm, 1, C].
@@ -79,15 +88,23 @@ Dit::Dit(const DitConfig& c, Device device)
   for (int64_t i = 0; i < c.depth; ++i) blocks.emplace_back(c, c.is_softmax(i), device);
 }
 
+Tensor Dit::text_features(const Tensor& text) const {
+  const Tensor in = text.to(y_fc1.weight.dtype());
+  return rms_norm(y_fc2(gelu_tanh(y_fc1(in))), attention_y_norm.weight, kTextNormEps);
+}
+
 TextContext Dit::text_context(const Tensor& text, const Tensor& mask) const {
   check(text.dims() == 3 && text.dim(2) == config_.caption_channels, "dit: text has shape ", text.shape(),
         ", the model takes [B, L, ", config_.caption_channels, "]");
   check(mask.dims() == 2 && mask.dim(0) == text.dim(0) && mask.dim(1) == text.dim(1),
         "dit: text mask has shape ", mask.shape(), " for text ", text.shape());
-  const Tensor in = text.to(y_fc1.weight.dtype());
-  const Tensor y = rms_norm(y_fc2(gelu_tanh(y_fc1(in))), attention_y_norm.weight, kTextNormEps);
+  const Tensor y = text_features(text);
   TextContext context{{}, mask};
-  for (const Block& block : blocks) context.keys.push_back(block.cross_attn.text_keys(y));
+  precision.check_fits(config_.depth, config_.softmax_blocks);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const BlockPrecision here{int64_t(i), precision.at(int64_t(i), 0), rounded.get()};
+    context.keys.push_back(blocks[i].cross_attn.text_keys(y, &here));
+  }
   return context;
 }
 
@@ -104,30 +121,34 @@ struct Dit::Pass {
   Tensor t0;  // [B, Tm, 6, C]
   Tensor text_mask;
   int64_t chunk;  // of the frames of this pass
+  double time;    // where the policy asks
 };
 
 Tensor Dit::self_attention(const Block& block, const Tensor& u, const Pass& pass, const BlockState* past,
-                           BlockState* own) const {
+                           BlockState* own, const BlockPrecision* here) const {
   if (!block.softmax)
-    return block.gdn(u, pass.grid, pass.rope, past ? past->gdn : GdnState{}, own ? &own->gdn : nullptr);
+    return block.gdn(u, pass.grid, pass.rope, past ? past->gdn : GdnState{}, own ? &own->gdn : nullptr, here);
   std::vector<KeyValue> window;
   if (past)
     for (const auto& [chunk, kv] : past->window) window.push_back(kv);
-  if (!own) return block.attn(u, pass.rope, window, nullptr);
+  if (!own) return block.attn(u, pass.rope, window, nullptr, here);
   own->window = {{pass.chunk, {}}};
-  return block.attn(u, pass.rope, window, &own->window[0].second);
+  return block.attn(u, pass.rope, window, &own->window[0].second, here);
 }
 
 // `own` receives what the block adds to the memory: its window holds this chunk alone.
 Tensor Dit::run_block(const Block& block, const Tensor& h_in, const Pass& pass, const KeyValue& text,
                       const BlockState* past, BlockState* own) const {
+  const int64_t index = &block - blocks.data();
+  const BlockPrecision chosen{index, precision.at(index, pass.time), rounded.get()};
+  const BlockPrecision* here = precision.rules.empty() ? nullptr : &chosen;
   const Tensor mod = block.scale_shift_table + pass.t0;
   const Tensor modulated = layer_norm_modulate(h_in, row(mod, 0), row(mod, 1), kBlockNormEps);
-  const Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated, pass, past, own));
-  const auto [after, u] = gate_residual_norm(h, {}, block.cross_attn(h, text, pass.text_mask), row(mod, 3),
-                                             row(mod, 4), kBlockNormEps);
+  const Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated, pass, past, own, here));
+  const auto [after, u] = gate_residual_norm(h, {}, block.cross_attn(h, text, pass.text_mask, here),
+                                             row(mod, 3), row(mod, 4), kBlockNormEps);
   const Tensor branch =
-      block.mlp(u, pass.grid, past ? past->conv_tail : Tensor(), own ? &own->conv_tail : nullptr);
+      block.mlp(u, pass.grid, past ? past->conv_tail : Tensor(), own ? &own->conv_tail : nullptr, here);
   return gate_residual(after, row(mod, 5), branch);
 }
 
@@ -143,9 +164,9 @@ Tensor Dit::run_again_in_backward(const Block& block, const Tensor& h, const Pas
     BlockState memory = layout, added;
     size_t at = 4;
     for_each_tensor(memory, [&](Tensor& t) { t = in[at++]; });
-    Pass here = pass;
-    here.t0 = in[1];
-    Tensors out = {run_block(block, in[0], here, {in[2], in[3]}, has_past ? &memory : nullptr,
+    Pass repeated = pass;
+    repeated.t0 = in[1];
+    Tensors out = {run_block(block, in[0], repeated, {in[2], in[3]}, has_past ? &memory : nullptr,
                              has_own ? &added : nullptr)};
     if (has_own) for_each_tensor(added, [&](const Tensor& t) { out.push_back(t); });
     return out;
@@ -190,11 +211,13 @@ Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text
     next->chunk += 1;
     next->frames += T;
   }
+  precision.check_fits(config_.depth, config_.softmax_blocks);
   const Pass pass{grid,
                   {cos.to(x.device()), sin.to(x.device())},
                   t_block(silu(temb)).reshape({B, Tm, 6, C}),
                   text.mask,
-                  past ? past->chunk : 0};
+                  past ? past->chunk : 0,
+                  precision.depends_on_t() ? one_time(t) : 0};
 
   const Tensor in = x.to(x_embedder.weight.dtype()).permute({0, 2, 3, 4, 1});
   Tensor h = x_embedder(in.reshape({B, T, grid.tokens_per_frame(), -1}));

@@ -85,6 +85,8 @@ class Dit {
   // What the blocks and the output layer add to their tables at timestep t: temb [1, C] and t0 [6, C].
   std::pair<Tensor, Tensor> timestep(double t) const;
 
+  // The text as the blocks' cross-attention reads it, [B, L, C].
+  Tensor text_features(const Tensor& text) const;
   // text [B, L, caption channels], mask [B, L] u8 (1 = real token).
   TextContext text_context(const Tensor& text, const Tensor& mask) const;
 
@@ -107,6 +109,11 @@ class Dit {
   // Keep only what goes into each block and run it again in the backward: a small part of the memory of a
   // training step for a third more work.
   bool recompute = false;
+  // The number formats of the layers' products, rounded here and multiplied in the model's own type: how
+  // a policy is searched for and trained with. Where it depends on t, all of a batch must have one t.
+  Policy precision;
+  // Keeps rounded weights between passes that record no gradient; whoever changes a weight clears it.
+  std::shared_ptr<RoundedWeights> rounded;
 
  private:
   struct Pass;
@@ -115,7 +122,7 @@ class Dit {
   Tensor run_again_in_backward(const Block& block, const Tensor& h, const Pass& pass, const KeyValue& text,
                                const BlockState* past, BlockState* own) const;
   Tensor self_attention(const Block& block, const Tensor& u, const Pass& pass, const BlockState* past,
-                        BlockState* own) const;
+                        BlockState* own, const BlockPrecision* here) const;
   BlockState with_window(const BlockState* past, BlockState own, int64_t chunk) const;
   DitConfig config_;
 };
