@@ -60,7 +60,7 @@ int64_t run(const EditStream& stream) {
     show(stream, frames, edits);
     done += got;
     stream.progress(done);
-    if (got < n) break;
+    if (got < n || (stream.most_frames > 0 && done >= stream.most_frames)) break;
   }
   check(done > 0 || (stream.stop != nullptr && *stream.stop), stream.source->name(), ": holds no frames");
   return done;

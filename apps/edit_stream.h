@@ -26,6 +26,7 @@ struct EditStream {
   std::vector<EditTrack> tracks;
   // How many frames the next step takes.
   std::function<int64_t()> chunk_frames;
+  int64_t most_frames = 0;  // of the source, to the end of a chunk; 0: all
   std::function<void(const Tensor& frames)> look =
       nullptr;                              // sees the source, at its own size, before it is edited
   FrameSize inner;                          // what the editors see
