@@ -18,7 +18,11 @@ struct EditOptions {
   std::string device = "cpu";
   std::string state;  // resumed from when it exists, written at the end; one prompt only
   std::string size;   // WxH, empty for the clip's own
-  int64_t steps = 0;  // network calls per chunk; 0 for the sampler's default
+  // "stream": chunk after chunk, as live. "short": the clip's first frames at once, by a bidirectional model.
+  std::string mode = "stream";
+  int64_t frames = 81;  // of the short mode, at most
+  double guidance = 6;  // of the short mode; 1 for none
+  int64_t steps = 0;    // network calls per chunk, or steps of the short mode; 0 for the sampler's default
   uint64_t seed = 0;
   int threads = 0;         // 0 for all cores
   std::string safeguards;  // a JSON file (apps/safeguards/config.h); empty for the defaults
@@ -29,7 +33,6 @@ struct EditOptions {
   int64_t cached_chunks = 2;      // before the current one that attention sees, the sink among them
   bool no_sink = false;           // attention does not keep the first chunk
   bool efficient_cache = false;   // the last denoising pass writes the memory
-  std::string mode = "stream";    // or "short": the bidirectional model on the first 81 frames
 };
 int run_edit(const EditOptions& options);
 
@@ -54,9 +57,10 @@ struct TrainOptions {
   bool fresh = false;  // ignore the checkpoints of an earlier run
 };
 int run_train(const TrainOptions& options);
-// What run_train calls for the tasks of video autoencoders.
+// What run_train calls for the tasks of video autoencoders, and for "flow", "ode" and "self_forcing".
 struct TrainConfig;
 int run_train_vae(const TrainOptions& options, TrainConfig config);
+int run_train_stage(const TrainOptions& options, TrainConfig config);
 
 struct VaeOptions {
   std::string in, out;
@@ -145,7 +149,7 @@ int run_bench_e2e(const BenchE2eOptions& options);
 struct SelftestOptions {
   std::string golden;  // empty: no golden files
   std::string device = "cpu";
-  std::string filter;          // only ops whose name contains it
+  std::string filter;          // only ops whose name matches this regular expression
   bool no_production = false;  // leave out the shapes of the benchmark
 };
 int run_selftest(const SelftestOptions& options);

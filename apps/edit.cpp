@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <iostream>
+#include <utility>
 
 #include "apps/commands.h"
 #include "apps/edit_backend.h"
@@ -29,6 +30,7 @@ void check_options(const EditOptions& o) {
         " outputs (-o); each prompt needs its own");
   check(o.state.empty() || o.prompts.size() == 1, "edit: --state holds one stream, but ", o.prompts.size(),
         " prompts were given");
+  check(o.mode == "stream" || o.state.empty(), "edit: --state goes on with a stream, --mode short has none");
   check(o.compare.empty() || (is_video_path(o.compare) && o.compare != "-"), "edit: --compare ", o.compare,
         " is not an .mp4 or .y4m");
   check(o.sheet.empty() || fs::path(o.sheet).extension() == ".png", "edit: --sheet ", o.sheet,
@@ -61,9 +63,8 @@ double peak_megabytes() {
 
 std::unique_ptr<EditBackend> open_editor(const EditOptions& o) {
   check(o.mode == "stream" || o.mode == "short", "edit: --mode ", o.mode, " is neither stream nor short");
-  check(o.mode == "stream" || o.model == kPublished, "edit: --mode short is of --model ", kPublished);
-  if (o.mode == "short") return open_sana_clip_editor(o);
-  return o.model == kPublished ? open_sana_editor(o) : open_zoo_editor(o);
+  if (o.model != kPublished) return open_zoo_editor(o);
+  return o.mode == "short" ? open_sana_clip_editor(o) : open_sana_editor(o);
 }
 
 // Everything one run of the command holds open.
@@ -108,7 +109,7 @@ Job::Job(const EditOptions& o)
   stream.source = source.get();
   stream.inner = nearest_multiple(info.size, editor->size_multiple());
   stream.outer = info.size = even(info.size);
-  stream.most_frames = editor->most_frames();
+  stream.fill_chunks = o.mode == "stream";
   stream.chunk_frames = [this] { return editor->chunk_frames(); };
 
   editor->open(stream.inner);

@@ -20,10 +20,10 @@ class EditBackend {
   virtual int64_t size_multiple() const = 0;
   // Once, after the prompts: frames will have this size.
   virtual void open(const FrameSize&) {}
-  virtual int64_t chunk_frames() const = 0;
-  virtual int64_t most_frames() const { return 0; }  // of a clip, from its start; 0: any number
-  // u8 [chunk_frames(), H, W, 3] to the same; undefined when the network failed on this chunk alone. Every
-  // track is asked once for every chunk.
+  // Frames of the next chunk, asked once for each; 0: no more.
+  virtual int64_t chunk_frames() = 0;
+  // u8 [F, H, W, 3] to the same, F being chunk_frames(), or in the short mode at most that; undefined when
+  // the network failed on this chunk alone. Every track is asked once for every chunk.
   virtual Tensor step(size_t track, const Tensor& frames) = 0;
   // After the last chunk: what is to be kept, and a few lines about the run.
   virtual void finish(std::ostream& out) = 0;

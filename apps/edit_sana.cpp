@@ -76,7 +76,7 @@ class SanaBackend : public EditBackend {
       editors_.back()->set_text(text.rows, text.mask);
     }
   }
-  int64_t chunk_frames() const override { return editors_[0]->next_frames(); }
+  int64_t chunk_frames() override { return editors_[0]->next_frames(); }
   Tensor step(size_t track, const Tensor& frames) override {
     const Tensor out = editors_[track]->step(frames);
     if (device_ == Device::cuda) held_.push_back(cuda_memory().now);

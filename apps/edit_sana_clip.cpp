@@ -1,14 +1,14 @@
-// rivulet edit --model sana-streaming-2b --mode short: the bidirectional model on the first 81 frames.
+// rivulet edit --model sana-streaming-2b --mode short: the bidirectional model on a clip's first frames.
 #include <filesystem>
 #include <optional>
+#include <utility>
 
 #include "apps/edit_backend.h"
 #include "models/sana_clip.h"
+#include "ops/shape.h"
 
 namespace rivulet {
 namespace {
-
-constexpr int64_t kFrames = 81;
 
 class SanaClipBackend : public EditBackend {
  public:
@@ -18,6 +18,7 @@ class SanaClipBackend : public EditBackend {
         editor_(SanaClipEditor::load(o.models, device_ == Device::cuda ? DType::bf16 : DType::f32, device_)) {
     check(o.state.empty(), "edit: --state is not kept for ", o.model);
     sampling_.shift = o.flow_shift;
+    sampling_.guidance = o.guidance;
     if (o.steps > 0) sampling_.steps = o.steps;
   }
   std::string name() const override { return "sana-bidirectional-2b"; }
@@ -41,10 +42,17 @@ class SanaClipBackend : public EditBackend {
   void open(const FrameSize&) override {
     if (encoder_) encoder_->drop_weights();
   }
-  int64_t chunk_frames() const override { return kFrames; }
-  int64_t most_frames() const override { return kFrames; }
+  int64_t chunk_frames() override { return std::exchange(left_, 0); }
   Tensor step(size_t track, const Tensor& frames) override {
-    return editor_.edit(frames, texts_[track], negative_, sampling_, options_.seed);
+    // The last frame stands in for those that the last latent misses.
+    const int64_t n = frames.dim(0), step = editor_.vae.config().temporal(),
+                  missing = (step - (n - 1) % step) % step;
+    Shape tail = frames.shape();
+    tail[0] = missing;
+    const Tensor whole = missing == 0 ? frames : cat({frames, frames.slice(0, n - 1, n).expand(tail)}, 0);
+    return editor_.edit(whole, texts_[track], negative_, sampling_, options_.seed)
+        .slice(0, 0, n)
+        .contiguous();
   }
   void finish(std::ostream&) override {}
 
@@ -56,6 +64,7 @@ class SanaClipBackend : public EditBackend {
   std::optional<TextEncoder> encoder_;
   std::vector<TextEmbedding> texts_;
   TextEmbedding negative_;
+  int64_t left_ = options_.frames;
 };
 
 }  // namespace

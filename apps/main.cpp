@@ -33,7 +33,19 @@ Run add_edit(CLI::App& app) {
   app.add_option("--sheet", o->sheet, "Also write a PNG with a row of frames for the source and each edit");
   app.add_option("--size", o->size,
                  "WxH to edit at: scaled to cover it and cropped at the centre, turned for a portrait clip");
-  app.add_option("--steps", o->steps, "Network calls per chunk")->check(CLI::Range(1, 1000));
+  app.add_option("--mode", o->mode,
+                 "stream: chunk after chunk; short: the first frames at once, by a bidirectional model")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"stream", "short"}));
+  app.add_option("--frames", o->frames, "Frames of the short mode, at most")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--guidance", o->guidance,
+                 "Of the short mode: how far to go beyond the unguided edit, 1 for none")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 100.0));
+  app.add_option("--steps", o->steps, "Network calls per chunk, or steps of the short mode (50)")
+      ->check(CLI::Range(1, 1000));
   app.add_option("--seed", o->seed, "Seed of the noise");
   app.add_option("--state", o->state, "Resume the stream from this file if it exists, and save it there");
   app.add_option("--model", o->model, "A model folder, or sana-streaming-2b (default: the bundled brook)");
@@ -58,10 +70,6 @@ Run add_edit(CLI::App& app) {
   app.add_flag("--no-sink", o->no_sink, "Attention forgets the first chunk")->group(published);
   app.add_flag("--efficient-cache", o->efficient_cache,
                "The last denoising pass writes the memory: one pass less a chunk")
-      ->group(published);
-  app.add_option("--mode", o->mode,
-                 "stream, or short: the bidirectional model on the first 81 frames, 50 steps")
-      ->capture_default_str()
       ->group(published);
   return [o] { return run_edit(*o); };
 }
@@ -170,7 +178,7 @@ Run add_selftest(CLI::App& app) {
   auto o = std::make_shared<SelftestOptions>();
   app.add_option("--golden", o->golden, "A folder of golden files of the reference");
   app.add_option("--device", o->device, "cpu or cuda");
-  app.add_option("--filter", o->filter, "Only ops whose name contains this");
+  app.add_option("--filter", o->filter, "Only ops whose name matches this regular expression");
   app.add_flag("--no-production", o->no_production, "Leave out the large shapes, as on the CPU");
   return [o] { return run_selftest(*o); };
 }

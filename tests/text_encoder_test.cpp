@@ -2,7 +2,6 @@
 // two prompts, and what a wrong folder says. The decoder's own figures are in golden_test.
 #include <doctest/doctest.h>
 
-#include "fixtures.h"
 #include "models/gemma2/gemma2.h"
 #include "models/gemma2/tokenizer.h"
 #include "models/golden.h"
@@ -10,6 +9,7 @@
 #include "ops/elementwise.h"
 #include "ops/shape.h"
 #include "tensor/cuda.h"
+#include "tests/fixtures.h"
 
 using namespace rivulet;
 

@@ -4,11 +4,11 @@
 
 #include <cstdio>
 
-#include "fixtures.h"
 #include "models/gemma2/prompt.h"
 #include "models/gemma2/tokenizer.h"
 #include "nn/config.h"
 #include "ops/elementwise.h"
+#include "tests/fixtures.h"
 
 using namespace rivulet;
 
