@@ -14,7 +14,7 @@ struct EditOptions {
   std::vector<std::string> prompts, outs;  // the clip is read once and edited by each prompt into its own out
   std::string compare;                     // a video of the source beside the edits
   std::string sheet;                       // a PNG: a row of frames for the source and for each edit
-  std::string model;                       // a model folder; empty means the bundled one
+  std::string model;  // a model folder, or "sana-streaming-2b"; empty means the bundled one
   std::string device = "cpu";
   std::string state;  // resumed from when it exists, written at the end; one prompt only
   std::string size;   // WxH, empty for the clip's own
@@ -26,6 +26,13 @@ struct EditOptions {
   uint64_t seed = 0;
   int threads = 0;         // 0 for all cores
   std::string safeguards;  // a JSON file (apps/safeguards/config.h); empty for the defaults
+  double flow_shift = 8;   // of the noise levels, where steps is not 4 or 2
+  // Of sana-streaming-2b alone:
+  std::string models = "models";  // the folder that has the published files
+  std::string text_embedding;     // a safetensors file of rows and mask instead of the text encoder's
+  int64_t cached_chunks = 2;      // before the current one that attention sees, the sink among them
+  bool no_sink = false;           // attention does not keep the first chunk
+  bool efficient_cache = false;   // the last denoising pass writes the memory
 };
 int run_edit(const EditOptions& options);
 
@@ -137,9 +144,9 @@ int run_bench_text(const BenchTextOptions& options);
 
 struct BenchVaeOptions {
   std::string size = "1280x704";
-  int64_t chunks = 20;   // of 24 frames
-  int64_t latents = 3;   // worked on at a time
-  std::string json;      // the report to write
+  int64_t chunks = 20;  // of 24 frames
+  int64_t latents = 3;  // worked on at a time
+  std::string json;     // the report to write
 };
 int run_bench_vae(const BenchVaeOptions& options);
 

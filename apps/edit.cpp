@@ -7,13 +7,12 @@
 #include <iostream>
 #include <utility>
 
-#include "apps/bundled.h"
 #include "apps/commands.h"
+#include "apps/edit_backend.h"
 #include "apps/edit_stream.h"
 #include "apps/interrupt.h"
 #include "apps/safeguards/guard.h"
 #include "apps/video_formats.h"
-#include "models/editor.h"
 #include "ops/image_io.h"
 #include "tensor/parallel.h"
 #include "train/progress.h"
@@ -24,6 +23,7 @@ namespace rivulet {
 namespace {
 
 constexpr int64_t kLeastSide = 8;
+const std::string kPublished = "sana-streaming-2b";
 
 void check_options(const EditOptions& o) {
   check(o.prompts.size() == o.outs.size(), "edit: ", o.prompts.size(), " prompts (-p) for ", o.outs.size(),
@@ -61,14 +61,18 @@ double peak_megabytes() {
   return double(usage.ru_maxrss) / 1024;
 }
 
+std::unique_ptr<EditBackend> open_editor(const EditOptions& o) {
+  check(o.mode == "stream" || o.mode == "short", "edit: --mode ", o.mode, " is neither stream nor short");
+  if (o.model != kPublished) return open_zoo_editor(o);
+  return o.mode == "short" ? open_sana_clip_editor(o) : open_sana_editor(o);
+}
+
 // Everything one run of the command holds open.
 struct Job {
   const EditOptions& options;
   Safeguards safeguards;
-  Editor editor;
-  std::vector<Prompt> prompts;
+  std::unique_ptr<EditBackend> editor;
   std::unique_ptr<FrameSource> source;
-  std::vector<EditState> states;
   std::vector<std::unique_ptr<FrameSink>> sinks;  // the outputs, then the comparison
   std::vector<std::string> names;                 // of the sinks
   std::unique_ptr<SheetSampler> sheet;
@@ -82,7 +86,6 @@ struct Job {
     names.push_back(path);
   }
   void add_track(size_t i);
-  Tensor step(size_t i, const Tensor& frames, const SampleOptions& sampling);
   Tensor guarded(size_t i, const Tensor& source, const Tensor& edit);
   std::string partial_files() const {
     std::string list;
@@ -93,41 +96,30 @@ struct Job {
 };
 
 Job::Job(const EditOptions& o)
-    : options(o),
-      safeguards(load_safeguards(o.safeguards)),
-      editor(Editor::load(o.model.empty() ? bundled_model() : o.model, device_named(o.device))) {
+    : options(o), safeguards(load_safeguards(o.safeguards)), editor(open_editor(o)) {
   for (const std::string& text : o.prompts) {
     safeguards.admit(text, "edit " + o.in);
-    prompts.push_back(editor.encode(text));
+    editor->add_prompt(text);
   }
-  const EditModelConfig& config = editor.model().config();
-  check(o.mode == "stream" || config.dit.variant == "bidirectional", "edit: '", config.name,
-        "' edits streams, --mode short needs a bidirectional model");
-  EditState start;
-  start.noise = Rng{o.seed};
-  if (!o.state.empty() && fs::exists(o.state)) start = load_state(o.state);
-  states.assign(prompts.size(), start);
 
-  source = open_source(o.in, {.size = o.size.empty() ? FrameSize{} : parse_size(o.size)});
+  source = open_source(o.in, {.size = o.size.empty() ? editor->own_size() : parse_size(o.size)});
   VideoInfo info = source->info();
   check(info.size.width >= kLeastSide && info.size.height >= kLeastSide, o.in, ": frames of ", info.size,
         " are too small to edit, each side needs ", kLeastSide, " pixels");
   stream.source = source.get();
-  stream.inner = nearest_multiple(info.size, editor.size_multiple());
+  stream.inner = nearest_multiple(info.size, editor->size_multiple());
   stream.outer = info.size = even(info.size);
-  if (o.mode == "short") {
-    stream.fill_chunks = false;
-    stream.chunk_frames = [frames = o.frames]() mutable { return std::exchange(frames, 0); };
-  } else {
-    stream.chunk_frames = [this] { return editor.next_chunk_frames(states[0]); };
-  }
+  stream.fill_chunks = o.mode == "stream";
+  stream.chunk_frames = [this] { return editor->chunk_frames(); };
+
+  editor->open(stream.inner);
   check_sheet_writable(o.sheet);
   for (const std::string& out : o.outs) add_sink(out, info);
-  for (size_t i = 0; i < prompts.size(); ++i) add_track(i);
+  for (size_t i = 0; i < o.prompts.size(); ++i) add_track(i);
   stream.look = [this](const Tensor& frames) { guards[0]->look_at_source(frames); };
   if (!o.compare.empty()) {
     VideoInfo wide = info;
-    wide.size = side_by_side_size(int64_t(prompts.size()) + 1, info.size);
+    wide.size = side_by_side_size(int64_t(o.prompts.size()) + 1, info.size);
     add_sink(o.compare, wide);
     stream.compare = sinks.back().get();
   }
@@ -139,28 +131,13 @@ Job::Job(const EditOptions& o)
   }
 }
 
-Tensor Job::step(size_t i, const Tensor& frames, const SampleOptions& sampling) {
-  if (options.mode == "stream") return editor.step(frames, prompts[i], states[i], sampling);
-  ClipSampling clip{.guidance = options.guidance};
-  if (options.steps > 0) clip.steps = options.steps;
-  return editor.edit_clip(frames, prompts[i], states[i].noise, clip);
-}
-
 void Job::add_track(size_t i) {
-  SampleOptions sampling;
-  if (options.steps > 0) sampling.steps = default_steps(options.steps);
   const std::string name = options.in + " -> " + options.outs[i];
   guards.push_back(std::make_unique<StreamGuard>(
-      safeguards, StreamFacts{name, editor.model().config().name, options.prompts[i], options.seed}));
-  const auto edit_frames = [this, i, sampling](const Tensor& f) -> Tensor {
-    try {
-      return step(i, f, sampling);
-    } catch (const NotFinite&) {
-      return {};  // the guard shows the source and says so
-    }
-  };
+      safeguards, StreamFacts{name, editor->name(), options.prompts[i], options.seed}));
+  const auto step = [this, i](const Tensor& f) { return editor->step(i, f); };
   const auto guard = [this, i](const Tensor& source, const Tensor& edit) { return guarded(i, source, edit); };
-  stream.tracks.push_back({options.prompts[i], edit_frames, sinks[i].get(), guard});
+  stream.tracks.push_back({options.prompts[i], step, sinks[i].get(), guard});
 }
 
 Tensor Job::guarded(size_t i, const Tensor& frames, const Tensor& edit) {
@@ -182,10 +159,7 @@ void finish(Job& job, std::ostream& out) {
     write_png(job.options.sheet, job.sheet->sheet(fps));
     out << job.options.sheet << "\n";
   }
-  if (!job.options.state.empty()) {
-    save_state(job.states[0], job.options.state);
-    out << job.options.state << "\n";
-  }
+  job.editor->finish(out);
 }
 
 int edit(Job& job, std::ostream& out) {
@@ -204,7 +178,7 @@ int edit(Job& job, std::ostream& out) {
   out << (stopped ? "interrupted after " : "edited ") << frames << " frames of " << outer;
   if (inner != outer) out << " (at " << inner << ")";
   out.precision(3);
-  out << " in " << seconds << " s, " << double(frames) * double(job.prompts.size()) / seconds
+  out << " in " << seconds << " s, " << double(frames) * double(job.options.prompts.size()) / seconds
       << " frames per second, peak memory " << std::llround(peak_megabytes()) << " MB\n";
   return stopped ? 130 : 0;
 }

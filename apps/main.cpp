@@ -48,10 +48,29 @@ Run add_edit(CLI::App& app) {
       ->check(CLI::Range(1, 1000));
   app.add_option("--seed", o->seed, "Seed of the noise");
   app.add_option("--state", o->state, "Resume the stream from this file if it exists, and save it there");
-  app.add_option("--model", o->model, "A model folder (default: the bundled brook)");
+  app.add_option("--model", o->model, "A model folder, or sana-streaming-2b (default: the bundled brook)");
   app.add_option("--device", o->device, "cpu or cuda");
   app.add_option("--threads", o->threads, "CPU threads (default: all)")->check(CLI::Range(1, 1024));
   app.add_option("--safeguards", o->safeguards, "A JSON file of safeguards (default: the bundled ones)");
+  app.add_option("--flow-shift", o->flow_shift,
+                 "Shift of the noise levels, for other step counts than 4 and 2")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  const char* published = "sana-streaming-2b";
+  app.add_option("--models", o->models, "The folder of its files; see rivulet models")
+      ->capture_default_str()
+      ->group(published);
+  app.add_option("--text-embedding", o->text_embedding,
+                 "A safetensors file with rows [1, L, 2304] and mask [1, L] in place of the text encoder's")
+      ->group(published);
+  app.add_option("--cached-chunks", o->cached_chunks, "Chunks that attention sees before the current one")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024))
+      ->group(published);
+  app.add_flag("--no-sink", o->no_sink, "Attention forgets the first chunk")->group(published);
+  app.add_flag("--efficient-cache", o->efficient_cache,
+               "The last denoising pass writes the memory: one pass less a chunk")
+      ->group(published);
   return [o] { return run_edit(*o); };
 }
 

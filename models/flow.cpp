@@ -22,13 +22,14 @@ Tensor over_latents(const Tensor& x) {
   return x.reshape({x.dim(0), 1, x.dims() == 2 ? x.dim(1) : 1, 1, 1});
 }
 
-std::vector<double> default_steps(int64_t count) {
+std::vector<double> default_steps(int64_t count, double shift) {
+  check(shift > 0, "sampling: a flow shift of ", shift);
   check(count >= 1 && count <= 1000, "sampling: ", count, " steps, 1 to 1000 are possible");
   if (count == 4) return {1000, 961, 893, 743};
   if (count == 2) return {1000, 743};
   std::vector<double> steps;
   for (int64_t i = 0; i < count; ++i)
-    steps.push_back(std::trunc(1000 * shift_level(1 - double(i) / double(count), 8)));
+    steps.push_back(std::trunc(1000 * shift_level(1 - double(i) / double(count), shift)));
   return steps;
 }
 

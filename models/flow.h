@@ -24,8 +24,8 @@ struct SampleOptions {
   bool renoise = false;
 };
 
-// The step list of the release for 4 and 2 steps, otherwise evenly spaced levels shifted by 8.
-std::vector<double> default_steps(int64_t count);
+// The step list of the release for 4 and 2 steps, otherwise evenly spaced levels shifted by `shift`.
+std::vector<double> default_steps(int64_t count, double shift = 8);
 // Throws unless the list is not empty, falls and stays in (0, 1000].
 void check_steps(const std::vector<double>& steps);
 

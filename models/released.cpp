@@ -115,7 +115,7 @@ ReleasedModel gemma() {
           "Gemma Terms of Use",
           {"gemma-2-2b-it/model.safetensors", "gemma-2-2b-it/model.safetensors.index.json"},
           shapes,
-          {},
+          {{"lm_head.weight", {kWords, kWidth}}},  // the same table again; the encoder has no such layer
           as_they_are,
           random_gemma};
 }

@@ -162,9 +162,11 @@ void DitStream::begin_chunk(const Tensor& source) {
   open_ = T;
 }
 
-Tensor DitStream::velocity(const Tensor& x, size_t step) {
+Tensor DitStream::velocity(const Tensor& x, size_t step, bool remember) {
   check(step < options_.steps.size(), "dit stream: step ", step, " of ", options_.steps.size());
-  run_pass(x, step, false);
+  check(!remembered_, "dit stream: a pass after the one that wrote the memory");
+  run_pass(x, step, remember, true);
+  remembered_ = remember;
   const int64_t c = config().latent_channels;
   return out_.slice(0, 0, open_ * S_)
       .reshape({1, open_, options_.height, options_.width, c})
@@ -172,7 +174,14 @@ Tensor DitStream::velocity(const Tensor& x, size_t step) {
 }
 
 void DitStream::end_chunk(const Tensor& x0) {
-  run_pass(x0, options_.steps.size(), true);
+  run_pass(x0, options_.steps.size(), true, false);
+  remembered_ = true;
+  end_chunk();
+}
+
+void DitStream::end_chunk() {
+  check(remembered_, "dit stream: a chunk ended without having been remembered");
+  remembered_ = false;
   const int64_t slot = slot_for(chunk_);
   for (BlockMemory& m : memory_)
     if (slot >= 0 && !m.slots.empty()) {
@@ -190,7 +199,7 @@ int64_t DitStream::slot_for(int64_t chunk) const {
   return ring == 0 ? -1 : sink + (chunk - sink) % ring;
 }
 
-void DitStream::run_pass(const Tensor& x, size_t step, bool remember) {
+void DitStream::run_pass(const Tensor& x, size_t step, bool remember, bool output) {
   check(open_ > 0, "dit stream: a pass outside of a chunk");
   check(x.shape() == Shape{1, config().latent_channels, open_, options_.height, options_.width},
         "dit stream: x has shape ", x.shape(), " in a chunk of ", open_, " frames");
@@ -201,7 +210,7 @@ void DitStream::run_pass(const Tensor& x, size_t step, bool remember) {
       .copy_from(as_tokens(x));
   modulation_.copy_from(step_table_.select(0, int64_t(step)));
   // Everything that the work of a pass depends on, but for the contents of its buffers.
-  std::vector<int64_t> key = {T, remember, remember ? slot : -1};
+  std::vector<int64_t> key = {T, remember, output, remember ? slot : -1};
   bool full = true;
   for (const BlockMemory& m : memory_)
     for (const Slot& s : m.slots) {
@@ -210,7 +219,7 @@ void DitStream::run_pass(const Tensor& x, size_t step, bool remember) {
     }
   const auto work = [&] {
     const ArenaScope use(arena_);
-    pass(T, remember, slot);
+    pass(T, remember, output, slot);
   };
   const bool repeats = full && T == config().chunk_frames;
   if (!options_.graphs || model_.device() != Device::cuda || hook_ || !repeats || model_.measuring())
@@ -227,7 +236,7 @@ Tensor DitStream::row(size_t block, int64_t i) const {
   return modulation_.slice(0, at, at + 1).reshape({1, 1, 1, config().width});
 }
 
-void DitStream::pass(int64_t T, bool remember, int64_t slot) {
+void DitStream::pass(int64_t T, bool remember, bool output, int64_t slot) {
   arena_.reset();
   const int64_t C = config().width, N = T * S_, c = config().latent_channels;
   const Work work{T, N, cos_.slice(0, 0, N), sin_.slice(0, 0, N), remember, slot};
@@ -246,7 +255,7 @@ void DitStream::pass(int64_t T, bool remember, int64_t slot) {
   for (size_t i = 0; i < blocks.size(); ++i) {
     const Block& block = blocks[i];
     const FusedBlock& fused = model_.blocks[i];
-    const bool last = i + 1 == blocks.size(), trim = last && remember;
+    const bool last = i + 1 == blocks.size(), trim = last && !output;
     BlockMemory& memory = memory_[i];
     Tensor mixed = block.softmax ? softmax(block, fused, memory, u, work, trim)
                                  : delta_net(block, fused, memory, u, work);

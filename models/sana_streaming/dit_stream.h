@@ -38,8 +38,11 @@ class DitStream {
   // One chunk: begin, velocity() as often as wanted, end. Latents are [1, latent channels, T, H, W], of any
   // floating dtype and strides. What velocity() returns has the model's dtype and lives until the next call.
   void begin_chunk(const Tensor& source);
-  Tensor velocity(const Tensor& x, size_t step);
+  // remember: this pass writes the memory as well and takes the place of the cache pass, which would have seen
+  // the clean latents. Then end_chunk() follows.
+  Tensor velocity(const Tensor& x, size_t step, bool remember = false);
   void end_chunk(const Tensor& x0);  // the cache pass
+  void end_chunk();
   // Forgets everything but the text.
   void reset();
 
@@ -69,8 +72,8 @@ class DitStream {
   const DitConfig& config() const { return model_.dit.config(); }
   void load_rope(int64_t T);
   int64_t slot_for(int64_t chunk) const;  // -1: not kept
-  void run_pass(const Tensor& x, size_t step, bool remember);
-  void pass(int64_t T, bool remember, int64_t slot);
+  void run_pass(const Tensor& x, size_t step, bool remember, bool output);
+  void pass(int64_t T, bool remember, bool output, int64_t slot);
   Tensor delta_net(const Block& block, const FusedBlock& fused, BlockMemory& memory, Operand& u,
                    const Work& work) const;
   Tensor softmax(const Block& block, const FusedBlock& fused, BlockMemory& memory, Operand& u,
@@ -95,6 +98,7 @@ class DitStream {
   Options options_;
   int64_t S_, N_;  // tokens of a frame and of the longest chunk
   int64_t chunk_ = 0, frames_ = 0, open_ = 0;
+  bool remembered_ = false;  // the open chunk is in the memory
   TextContext text_;
   std::vector<BlockMemory> memory_;
   Tensor x_, source_, out_;                   // [N, c], [N, C], [N, c]

@@ -12,6 +12,7 @@ void DitStream::reset() {
     for (Slot& s : m.slots) s.frames = 0, s.chunk = -1;
   }
   chunk_ = frames_ = open_ = 0;
+  remembered_ = false;
 }
 
 StreamState DitStream::state() const {
