@@ -102,6 +102,11 @@ void check_fits(const StreamState& s, const DitConfig& c, int64_t tokens) {
   }
 }
 
+void check_finite(const Tensor& latents, const std::string& where) {
+  if (!std::isfinite(sum(abs(latents), {0, 1, 2, 3, 4}).item()))
+    throw NotFinite("edit: the network gave values that are not finite in " + where);
+}
+
 }  // namespace
 
 void save_state(const EditState& state, const std::string& path) {
@@ -197,13 +202,37 @@ Denoised Editor::denoise(const Tensor& latents, const Prompt& prompt, EditState&
   };
   out.latents = sample(velocity, noise, options, state.noise);
   // Anything not finite would stay in the memory and blacken the rest of the stream.
-  const Tensor size = sum(abs(out.latents), {0, 1, 2, 3, 4});
-  if (!std::isfinite(size.item()))
-    throw NotFinite("edit: the network gave values that are not finite in chunk " +
-                    std::to_string(state.stream.chunk));
+  check_finite(out.latents, "chunk " + std::to_string(state.stream.chunk));
   state.stream = model_.remember(out.latents, latents, prompt.context, state.stream);
   out.pass_seconds.push_back(watch.lap());
   return out;
+}
+
+Tensor Editor::edit_clip(const Tensor& frames, const Prompt& prompt, Rng& noise,
+                         const ClipSampling& sampling) const {
+  const EditModelConfig& c = model_.config();
+  check(c.dit.variant == "bidirectional", "edit: '", c.name,
+        "' edits streams, a whole clip at once needs a bidirectional model");
+  check(frames.dtype() == DType::u8 && frames.dims() == 4 && frames.numel() > 0, "edit: frames of ",
+        frames.dtype(), " ", frames.shape(), ", wanted u8 [F, H, W, 3]");
+  const NoGrad off;
+  const Device device = model_.device();
+  check(!vae_ || (frames.dim(0) - 1) % vae_->vae.config().temporal() == 0, "edit: a clip of ", frames.dim(0),
+        " frames, '", c.name, "' takes 1 more than a multiple of ", vae_ ? vae_->vae.config().temporal() : 1);
+  VideoState encoder, decoder;
+  const SourceLatents source = model_.source(encode_frames(frames, encoder));
+  const TextContext null = sampling.guidance == 1 ? TextContext{} : model_.encode({""});
+  const auto with = [&](const TextContext& text) -> Velocity {
+    return [&](const Tensor& x, double t, double sigma) {
+      return model_.velocity(x, source, full({1}, sigma, DType::f32, device),
+                             full({1}, t, DType::f32, device), text);
+    };
+  };
+  const Tensor start = randn(source.latents.shape(), noise, DType::f32, device);
+  const Tensor latents = sample_dpm(guided(with(prompt.context), with(null), sampling.guidance), start,
+                                    clip_levels(sampling.steps, sampling.shift));
+  check_finite(latents, "the clip");
+  return decode_frames(latents, decoder);
 }
 
 Tensor Editor::decode_frames(const Tensor& latents, VideoState& decoder) const {

@@ -4,8 +4,8 @@
 #include <memory>
 
 #include "models/creek_vae/creek_vae.h"
+#include "models/dpm_solver.h"
 #include "models/edit_model.h"
-#include "models/flow.h"
 
 namespace rivulet {
 
@@ -64,6 +64,11 @@ class Editor {
   Denoised denoise(const Tensor& latents, const Prompt& prompt, EditState& state,
                    const SampleOptions& options = {}) const;
   Tensor decode_frames(const Tensor& latents, VideoState& decoder) const;
+
+  // A whole clip at once, every frame seeing every other: frames u8 [F, H, W, 3] to the same. For
+  // bidirectional models; throws with a streaming one. Guidance leads away from the null instruction.
+  Tensor edit_clip(const Tensor& frames, const Prompt& prompt, Rng& noise,
+                   const ClipSampling& sampling = {}) const;
 
  private:
   int64_t frames_of(int64_t latents) const { return vae_ ? vae_->vae.config().frames_of(latents) : latents; }

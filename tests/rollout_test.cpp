@@ -25,11 +25,7 @@ Recorder scaled_source(const Tensor& w) {
 }
 
 RolloutPlan plan_of(std::vector<int64_t> chunks, int64_t exit, bool graded) {
-  RolloutPlan p;
-  p.chunks = std::move(chunks);
-  p.exit = exit;
-  p.graded = graded;
-  return p;
+  return {.chunks = std::move(chunks), .exit = exit, .graded = graded};
 }
 
 double mean_square(const Tensor& x) { return mean(square(x.detach())).item(); }
