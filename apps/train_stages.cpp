@@ -86,7 +86,10 @@ std::unique_ptr<EditModel> network(const Stage& stage, const ComputeOptions& com
 }
 
 void save_values(const Stage& stage, const NamedTensors& values, const std::string& dir) {
-  EditModel out(stage.model_config);
+  EditModelConfig config = stage.model_config;
+  if (stage.vae)
+    config.autoencoder = std::filesystem::relative(stage.config.data["vae"].get<std::string>(), dir).string();
+  EditModel out(config);
   const NamedTensors places = named_tensors(out);
   check(places.size() == values.size(), "train: ", values.size(), " trained tensors of ", places.size());
   for (size_t i = 0; i < places.size(); ++i)

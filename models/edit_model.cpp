@@ -44,6 +44,7 @@ EditModelConfig read_edit_model_config(Fields f) {
   f.choice("prediction", c.prediction, {"velocity", "colour_residual", "source_residual"});
   f.optional("residual_std", c.residual_std, above(0));
   f.required("patch", c.patch, between(0, 64));
+  f.optional("autoencoder", c.autoencoder);
   f.required("first_chunk_frames", c.first_chunk_frames, between(1, 1024));
   f.required("instruction_tokens", c.instruction_tokens, between(1, 1024));
   c.vocabulary = Vocabulary::from_json(f.raw("vocabulary"), f.where("vocabulary"));
@@ -64,6 +65,7 @@ Json to_json(const EditModelConfig& c) {
             {"instruction_tokens", c.instruction_tokens},
             {"vocabulary", c.vocabulary.to_json()}};
   if (c.prediction == "source_residual") j["residual_std"] = c.residual_std;
+  if (!c.autoencoder.empty()) j["autoencoder"] = c.autoencoder;
   return j;
 }
 

@@ -24,10 +24,12 @@ struct EditModelConfig {
   // With the source s, x0 - s of mean square r^2 (`residual_std`), D = sigma^2 + (1 - sigma)^2 r^2:
   //   v = (sigma - (1 - sigma) r^2) / D (x - (1 - sigma) s) - s + r / sqrt(D) u,
   // the best linear guess from x and s and the size of its error (as in Karras et al. 2022, around the source
-  // instead of 0). An untrained network copies its source; no level is weighted without bound.
+  // instead of 0). An untrained network is the denoiser of a target that is its source with noise of size r;
+  // no level is weighted without bound.
   std::string prediction = "velocity";
   double residual_std = 0.5;
   int64_t patch = 8;               // PatchCodec; 0: the latents are those of a video autoencoder
+  std::string autoencoder;         // its folder, as seen from that of the model
   int64_t first_chunk_frames = 3;  // of a stream; later chunks have dit.chunk_frames
   int64_t instruction_tokens = 16;
   Vocabulary vocabulary;

@@ -1,6 +1,9 @@
 // Editing a stream of frames by instruction, chunk by chunk: the one call that the applications make.
 #pragma once
 
+#include <memory>
+
+#include "models/creek_vae/creek_vae.h"
 #include "models/dpm_solver.h"
 #include "models/edit_model.h"
 
@@ -9,7 +12,8 @@ namespace rivulet {
 // Everything that an edit carries from chunk to chunk. Copy it to fork, save it to resume, drop it to reset.
 struct EditState {
   StreamState stream;
-  Rng noise;  // seed it before the first chunk
+  Rng noise;                    // seed it before the first chunk
+  VideoState encoder, decoder;  // of the autoencoder, where the model has one
 };
 
 // safetensors; the metadata holds the counters. load_state checks the tensors against each other only: a
@@ -31,20 +35,20 @@ class NotFinite : public Error {
 
 class Editor {
  public:
-  // A model folder of the zoo: config.json and weights.safetensors.
-  static Editor load(const std::string& model_dir, Device device = Device::cpu) {
-    return Editor(EditModel::load(model_dir, device));
-  }
-  explicit Editor(EditModel model) : model_(std::move(model)) {}
+  // A model folder of the zoo: config.json and weights.safetensors, and the autoencoder's folder that the
+  // config names, if any.
+  static Editor load(const std::string& model_dir, Device device = Device::cpu);
+  // `vae` is for models whose latents are not patches.
+  explicit Editor(EditModel model, std::shared_ptr<const CreekVae> vae = nullptr);
 
   const EditModel& model() const { return model_; }
-  int64_t first_chunk_frames() const { return model_.config().first_chunk_frames; }
-  int64_t chunk_frames() const { return model_.config().dit.chunk_frames; }
+  int64_t first_chunk_frames() const { return frames_of(model_.config().first_chunk_frames); }
+  int64_t chunk_frames() const;
   // Frames that the next step() takes.
   int64_t next_chunk_frames(const EditState& state) const {
     return state.stream.chunk == 0 ? first_chunk_frames() : chunk_frames();
   }
-  int64_t size_multiple() const { return model_.config().patch; }
+  int64_t size_multiple() const { return vae_ ? vae_->vae.config().spatial() : model_.config().patch; }
 
   // Throws on an empty text and on words the model was not taught, naming them.
   Prompt encode(const std::string& text) const { return model_.prompt(text); }
@@ -54,11 +58,12 @@ class Editor {
   Tensor step(const Tensor& frames, const Prompt& prompt, EditState& state,
               const SampleOptions& options = {}) const;
 
-  // The three parts of step(), for a caller that overlaps them: only denoise() needs the chunk before.
-  Tensor encode_frames(const Tensor& frames) const;  // to latents [1, C, T, h, w] on the model's device
+  // The three parts of step(), for a caller that overlaps them: each needs only what it did to the chunk
+  // before.
+  Tensor encode_frames(const Tensor& frames, VideoState& encoder) const;  // to latents [1, C, T, h, w] there
   Denoised denoise(const Tensor& latents, const Prompt& prompt, EditState& state,
                    const SampleOptions& options = {}) const;
-  Tensor decode_frames(const Tensor& latents) const;
+  Tensor decode_frames(const Tensor& latents, VideoState& decoder) const;
 
   // A whole clip at once, every frame seeing every other: frames u8 [F, H, W, 3] to the same. For
   // bidirectional models; throws with a streaming one. Guidance leads away from the null instruction.
@@ -66,7 +71,10 @@ class Editor {
                    const ClipSampling& sampling = {}) const;
 
  private:
+  int64_t frames_of(int64_t latents) const { return vae_ ? vae_->vae.config().frames_of(latents) : latents; }
+
   EditModel model_;
+  std::shared_ptr<const CreekVae> vae_;
 };
 
 }  // namespace rivulet

@@ -3,6 +3,7 @@
 
 #include "models/editor.h"
 #include "models/golden.h"
+#include "ops/elementwise.h"
 #include "ops/image.h"
 #include "ops/shape.h"
 #include "tests/fixtures.h"
@@ -45,7 +46,7 @@ TEST_CASE("an untrained residual editor returns its source") {
 TEST_CASE("the same seed gives the same frames, another seed others, and the prompt matters") {
   const Editor editor = tiny_editor();
   const auto run = [&](uint64_t seed, const std::string& text) {
-    EditState state{.stream = {}, .noise = {seed, 0}};
+    EditState state{.stream = {}, .noise = {seed, 0}, .encoder = {}, .decoder = {}};
     return editor.step(frames(3, 1), editor.encode(text), state);
   };
   CHECK(same(run(1, "make night"), run(1, "make night")));
@@ -91,7 +92,7 @@ TEST_CASE("a copied state is a fork, and a saved one resumes to the same frames"
   const TempDir dir;
   const Editor editor = tiny_editor();
   const Prompt prompt = editor.encode("red");
-  EditState state{.stream = {}, .noise = {7, 0}};
+  EditState state{.stream = {}, .noise = {7, 0}, .encoder = {}, .decoder = {}};
   for (uint64_t c = 0; c < 3; ++c) editor.step(frames(3, c), prompt, state);
   EditState fork = state;
   save_state(state, dir.path + "/state.safetensors");
@@ -143,4 +144,57 @@ TEST_CASE("a model folder loads to the same weights; a wrong one says all that i
   config["dit"]["widht"] = 3;
   write_file(dir.path + "/m/config.json", config.dump());
   CHECK_THROWS_WITH_AS(EditModel::load(dir.path + "/m"), doctest::Contains("dit.widht"), Error);
+}
+
+TEST_CASE("an editor over a video autoencoder: streams, whole clips and saved states agree") {
+  const Json half = {
+      {"width", 8}, {"mid_layers", 1}, {"stages", {{{"layers", 1}, {"stride", {2, 2, 2}}, {"width", 8}}}}};
+  CreekVae vae(read_creek_vae_config(
+      Fields({{"name", "tiny"}, {"latent_channels", 4}, {"patch", 2}, {"encoder", half}, {"decoder", half}},
+             "test")));
+  Rng rng{31};
+  vae.vae.initialise(rng);
+  vae.vae.latents_mean.fill(0);
+  vae.vae.latents_std.fill(1);
+  EditModelConfig config = tiny_config();
+  config.dit.latent_channels = 4;
+  config.patch = 0;
+  config.prediction = "source_residual";
+  config.first_chunk_frames = 5;
+  config.autoencoder = "../vae";
+  EditModel model(config);
+  model.initialise(rng);
+  const TempDir dir;
+  std::filesystem::create_directories(dir / "model");
+  model.save(dir / "model");
+  vae.save(dir / "vae");
+  const Editor editor = Editor::load(dir / "model");
+  CHECK(editor.size_multiple() == 4);
+  CHECK(editor.first_chunk_frames() == 9);
+  CHECK(editor.chunk_frames() == 6);
+  const Tensor clip = frames(21, 5);
+  const Prompt prompt = editor.encode("make night");
+  // In one step an untrained editor around the source gives the source.
+  SampleOptions once;
+  once.steps = {1000};
+  EditState state{.stream = {}, .noise = {7, 0}, .encoder = {}, .decoder = {}};
+  Tensors edited;
+  for (const auto& [begin, end] : {std::pair{0, 9}, {9, 15}, {15, 21}}) {
+    if (begin == 15) {
+      save_state(state, dir / "state.safetensors");
+      state = load_state(dir / "state.safetensors");
+    }
+    edited.push_back(editor.step(clip.slice(0, begin, end).contiguous(), prompt, state, once));
+  }
+  CHECK_THROWS_WITH_AS(editor.step(clip.slice(0, 0, 9).contiguous(), prompt, state),
+                       doctest::Contains("takes u8 [6"), Error);
+  const NoGrad off;
+  const Tensor back = vae.vae.decode(vae.vae.encode(u8_to_unit(clip).unsqueeze(0) * 2.0 - 1.0), true);
+  const Tensor want = unit_to_u8((back.select(0, 0) * 0.5 + 0.5).contiguous());
+  const auto a = cat(edited, 0).to_vector(), b = want.to_vector();
+  REQUIRE(a.size() == b.size());
+  double most = 0;
+  for (size_t i = 0; i < a.size(); ++i) most = std::max(most, std::abs(a[i] - b[i]));
+  CHECK(most <= 1);  // rounding to 8 bits
+  CHECK_THROWS_WITH_AS(Editor(EditModel::load(dir / "model")), doctest::Contains("needs its"), Error);
 }

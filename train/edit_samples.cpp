@@ -2,7 +2,6 @@
 
 #include "ops/image.h"
 #include "ops/shape.h"
-#include "train/edit_training.h"
 
 namespace rivulet {
 
@@ -12,11 +11,10 @@ Tensor edit_clip(const Editor& editor, const Tensor& frames, const std::string& 
   EditState state;
   state.noise.seed = seed;
   Tensors edited;
-  int64_t at = 0;
-  for (int64_t length : chunk_lengths(editor.model().config(), frames.dim(0))) {
+  check(frames.dim(0) >= editor.first_chunk_frames(), "edit: ", frames.dim(0),
+        " frames are shorter than the first chunk, ", editor.first_chunk_frames());
+  for (int64_t at = 0, length; at + (length = editor.next_chunk_frames(state)) <= frames.dim(0); at += length)
     edited.push_back(editor.step(frames.slice(0, at, at + length).contiguous(), prompt, state, options));
-    at += length;
-  }
   return cat(edited, 0);
 }
 

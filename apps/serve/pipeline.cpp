@@ -168,6 +168,7 @@ int64_t Pipeline::next_frames(double ahead) {
 
 void Pipeline::prepare() {
   JpegCodec codec;
+  VideoState encoder;
   double ahead = 0;
   while (const int64_t n = next_frames(ahead)) {
     auto chunk = std::make_shared<Chunk>();
@@ -186,7 +187,8 @@ void Pipeline::prepare() {
       continue;
     }
     chunk->row.decode_ms = lap(clock);
-    chunk->latents = options_.editor->encode_frames(chunk->source);
+    if (chunk->orders.fresh) encoder = {};
+    chunk->latents = options_.editor->encode_frames(chunk->source, encoder);
     chunk->row.encode_ms = lap(clock);
     chunk->prepare_ms = chunk->row.decode_ms + chunk->row.encode_ms;
     chunk->handed_on = clock;
@@ -199,14 +201,17 @@ void Pipeline::prepare() {
   }
 }
 
-// False when a frame is damaged: the chunk is left out.
+// False when the chunk is to be left out: a frame is damaged, or a stream of another size begins with it.
 bool Pipeline::read_frames(Chunk& chunk, JpegCodec& codec) {
   Tensors frames;
   try {
     const FrameSize first = jpeg_size(chunk.from.front().jpeg());
     const FrameSize size = nearest_multiple(orient(options_.size, first), options_.editor->size_multiple());
-    chunk.orders.fresh = chunk.orders.fresh || size != size_;
+    const bool turned = !chunk.orders.fresh && size != size_;
+    chunk.orders.fresh = chunk.orders.fresh || turned;
     size_ = size;
+    // A stream that begins here may want another number of frames than were taken.
+    if (turned && options_.editor->first_chunk_frames() != options_.editor->chunk_frames()) return false;
     for (const SourceFrame& f : chunk.from) frames.push_back(fit_frames(codec.decode(f.jpeg(), size), size));
   } catch (const Error& e) {
     emit_(Notice{"frame", e.what()});
@@ -251,9 +256,10 @@ void Pipeline::denoise(Chunk& chunk, EditState& state) const {
 }
 
 // The edit at the strength asked for, outside the protected regions.
-Tensor Pipeline::settle(const Chunk& chunk) const {
+Tensor Pipeline::settle(const Chunk& chunk, VideoState& decoder) const {
+  if (chunk.orders.fresh) decoder = {};
   if (!chunk.latents) return {};
-  const Tensor edit = options_.editor->decode_frames(chunk.latents);
+  const Tensor edit = options_.editor->decode_frames(chunk.latents, decoder);
   if (chunk.orders.strength < 1) blend(chunk.source, edit, chunk.orders.strength);
   for (const Region& r : chunk.orders.regions) keep_region(chunk.source, edit, r);
   return edit;
@@ -261,6 +267,7 @@ Tensor Pipeline::settle(const Chunk& chunk) const {
 
 void Pipeline::finish() {
   JpegCodec codec;
+  VideoState decoder;
   std::unique_ptr<StreamGuard> guard;
   double last_arrived = 0;
   bool refused = false;
@@ -276,7 +283,7 @@ void Pipeline::finish() {
       guard->reset();
     const double begun = std::exchange(last_arrived, chunk.from.back().arrived);
     const double seconds = std::clamp((last_arrived - begun) / double(chunk.row.frames), 1.0 / 120, 1.0);
-    const Tensor edit = settle(chunk);
+    const Tensor edit = settle(chunk, decoder);
     chunk.row.latents_ms = lap(clock);
     try {
       guard->look_at_source(chunk.source);

@@ -75,7 +75,7 @@ class Pipeline {
   int64_t next_frames(double ahead);
   bool read_frames(Chunk& chunk, JpegCodec& codec);
   void denoise(Chunk& chunk, EditState& state) const;
-  Tensor settle(const Chunk& chunk) const;
+  Tensor settle(const Chunk& chunk, VideoState& decoder) const;
   void send(Chunk& chunk, const GuardedFrames& guarded, JpegCodec& codec);
   void report(const GuardedFrames& guarded);
   void start_over();
