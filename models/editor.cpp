@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "models/sana_streaming/stream_file.h"
 #include "ops/elementwise.h"
 #include "ops/image.h"
 #include "ops/reduce.h"
@@ -36,10 +37,6 @@ class Stopwatch {
  private:
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
-
-Tensor optional_tensor(const SafeTensors& file, const std::string& name) {
-  return file.contains(name) ? file.get(name) : Tensor();
-}
 
 // What step() relies on: every tensor of the state has the shape that this model makes for these frames.
 void check_fits(const StreamState& s, const DitConfig& c, int64_t tokens) {
@@ -76,20 +73,7 @@ void check_finite(const Tensor& latents, const std::string& where) {
 
 void save_state(const EditState& state, const std::string& path) {
   std::map<std::string, Tensor> tensors;
-  const auto put = [&](const std::string& name, const Tensor& t) {
-    if (t.defined()) tensors[name] = t.to(Device::cpu);
-  };
-  for (size_t i = 0; i < state.stream.blocks.size(); ++i) {
-    const BlockState& b = state.stream.blocks[i];
-    const std::string at = "blocks." + std::to_string(i) + ".";
-    put(at + "gdn.kv", b.gdn.kv);
-    put(at + "gdn.z", b.gdn.z);
-    put(at + "conv_tail", b.conv_tail);
-    for (const auto& [chunk, kv] : b.window) {
-      put(at + "window." + std::to_string(chunk) + ".k", kv.k);
-      put(at + "window." + std::to_string(chunk) + ".v", kv.v);
-    }
-  }
+  put_stream(state.stream, "", tensors);
   save_safetensors(path, tensors,
                    {{"kind", "rivulet edit state"},
                     {"chunk", std::to_string(state.stream.chunk)},
@@ -102,29 +86,10 @@ void save_state(const EditState& state, const std::string& path) {
 EditState load_state(const std::string& path) {
   const SafeTensors file(path);
   EditState state;
-  state.stream.chunk = read_count(file, "chunk");
-  state.stream.frames = read_count(file, "frames");
+  const int64_t chunk = read_count(file, "chunk"), frames = read_count(file, "frames");
   state.noise.seed = uint64_t(read_count(file, "seed"));
   state.noise.offset = uint64_t(read_count(file, "drawn"));
-  const int64_t blocks = read_count(file, "blocks");
-  check(state.stream.chunk >= 0 && state.stream.frames >= 0 && blocks >= 0 && blocks <= 1000, path,
-        ": the counters of the edit state are out of range");
-  state.stream.blocks.resize(size_t(blocks));
-  for (int64_t i = 0; i < blocks; ++i) {
-    BlockState& b = state.stream.blocks[size_t(i)];
-    const std::string at = "blocks." + std::to_string(i) + ".";
-    b.gdn = {optional_tensor(file, at + "gdn.kv"), optional_tensor(file, at + "gdn.z")};
-    b.conv_tail = optional_tensor(file, at + "conv_tail");
-    const std::string window = at + "window.";
-    for (const auto& [name, k] : file.tensors()) {
-      if (name.rfind(window, 0) != 0 || name.substr(name.size() - 2) != ".k") continue;
-      const std::string number = name.substr(window.size(), name.size() - window.size() - 2);
-      check(!number.empty() && number.size() < 18 &&
-                number.find_first_not_of("0123456789") == std::string::npos,
-            path, ": bad tensor name ", name);
-      b.window.emplace_back(std::stoll(number), KeyValue{k, file.get(window + number + ".v")});
-    }
-  }
+  state.stream = get_stream(file, "", chunk, frames, read_count(file, "blocks"));
   return state;
 }
 

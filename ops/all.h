@@ -51,7 +51,7 @@
   X(rope)                                                                                  \
   X(gdn) X(gdn_decay) X(gdn_fused)                                                         \
   X(glu_silu) X(mul_silu)                                                                  \
-  X(conv2d) X(conv3d) X(conv3d_border)                                                     \
+  X(conv2d) X(conv3d) X(conv3d_border) X(conv3d_channels)                                  \
   X(depth_to_space) X(space_to_depth) X(pixel_norm_silu)                                   \
   X(depthwise_conv3x3) X(depthwise_glu) X(silu_depthwise_glu)                              \
   X(temporal_conv3) X(temporal_conv3_residual)                                             \

@@ -21,9 +21,9 @@ std::shared_ptr<Storage> map_file(const std::string& path) {
   if (regular && !empty) p = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
   const int error = errno;
   ::close(fd);
-  check(!(known && S_ISDIR(info.st_mode)), path, ": is a folder, not a file");
+  check(!(known && S_ISDIR(info.st_mode)), path, ": is a folder, not a regular file");
   check(regular, path, ": not a regular file");
-  check(!empty, path, ": the file is empty");
+  check(!empty, path, ": the file is empty, 0 bytes");
   check(p != MAP_FAILED, path, ": cannot be mapped: ", std::strerror(error));
   return Storage::borrow(p, int64_t(size), Device::cpu, [p, size] { ::munmap(p, size); });
 }

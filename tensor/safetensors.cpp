@@ -194,36 +194,81 @@ Tensor SafeTensors::get(const std::string& name) const {
   return it->second;
 }
 
+namespace {
+
+// Entries of the header, one after another in the data.
+class Header {
+ public:
+  Header(const std::string& path, const std::map<std::string, std::string>& metadata) : path_(path) {
+    if (!metadata.empty()) json_["__metadata__"] = metadata;
+  }
+  void add(const std::string& name, DType dtype, Shape shape) {
+    check(name != "__metadata__", "save_safetensors: ", path_, ": no tensor can be named __metadata__");
+    check(!json_.contains(name), "save_safetensors: ", path_, ": two tensors are named ", name);
+    const int64_t bytes = shape.numel() * size_of(dtype);
+    if (dtype == DType::f4_e2m1x2) shape[shape.size() - 1] *= 2;
+    json_[name] = {{"dtype", file_name_of(dtype)},
+                   {"shape", std::vector<int64_t>(shape.begin(), shape.end())},
+                   {"data_offsets", {at_, at_ + bytes}}};
+    at_ += bytes;
+  }
+  // Length and text, as the file begins.
+  std::string bytes() const {
+    std::string text;
+    try {
+      text = json_.dump();
+    } catch (const json::exception& e) {
+      fail("save_safetensors: ", path_, ": a name or metadata value is not UTF-8 (", e.what(), ")");
+    }
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    const uint64_t n = text.size();
+    return std::string(reinterpret_cast<const char*>(&n), 8) + text;
+  }
+
+ private:
+  const std::string& path_;
+  json json_ = json::object();
+  int64_t at_ = 0;
+};
+
+}  // namespace
+
 void save_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata) {
-  json header = json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
-  int64_t at = 0;
+  Header header(path, metadata);
   for (const auto& [name, t] : tensors) {
-    check(name != "__metadata__", "save_safetensors: ", path, ": no tensor can be named __metadata__");
     check(t.defined(), "save_safetensors: ", path, ": ", name, " is undefined");
     check(t.device() != Device::meta, "save_safetensors: ", path, ": ", name, " has no data");
-    Shape shape = t.shape();
-    if (t.dtype() == DType::f4_e2m1x2) shape[shape.size() - 1] *= 2;
-    header[name] = {{"dtype", file_name_of(t.dtype())},
-                    {"shape", std::vector<int64_t>(shape.begin(), shape.end())},
-                    {"data_offsets", {at, at + t.bytes()}}};
-    at += t.bytes();
+    header.add(name, t.dtype(), t.shape());
   }
-  std::string text;
-  try {
-    text = header.dump();
-  } catch (const json::exception& e) {
-    fail("save_safetensors: ", path, ": a name or metadata value is not UTF-8 (", e.what(), ")");
-  }
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  const uint64_t n = text.size();
+  const std::string begin = header.bytes();
   const NoGrad off;
   replace_file(path, [&](int fd) {
-    write_all(fd, &n, 8, path);
-    write_all(fd, text.data(), text.size(), path);
+    write_all(fd, begin.data(), begin.size(), path);
     for (const auto& [name, t] : tensors)
       write_all(fd, t.detach().to(Device::cpu).contiguous().raw(), size_t(t.bytes()), path);
+  });
+}
+
+void save_planned(const std::string& path, const std::vector<PlannedTensor>& tensors,
+                  const std::map<std::string, std::string>& metadata) {
+  constexpr int64_t kPiece = 16 << 20;
+  Header header(path, metadata);
+  for (const PlannedTensor& t : tensors) header.add(t.name, t.dtype, t.shape);
+  const std::string begin = header.bytes();
+  const NoGrad off;
+  replace_file(path, [&](int fd) {
+    write_all(fd, begin.data(), begin.size(), path);
+    for (const PlannedTensor& t : tensors) {
+      const int64_t n = t.shape.numel(), step = kPiece / size_of(t.dtype);
+      for (int64_t at = 0; at < n; at += step) {
+        const int64_t end = std::min(n, at + step);
+        const Tensor part = t.part(at, end);
+        check(part.numel() == end - at && part.dtype() == t.dtype, "save_planned: ", t.name, ": a part has ",
+              part.numel(), " elements of ", part.dtype());
+        write_all(fd, part.raw(), size_t(part.bytes()), path);
+      }
+    }
   });
 }
 

@@ -1,6 +1,7 @@
 // The safetensors container: 8-byte little-endian header length, JSON header, raw row-major data.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 
@@ -31,6 +32,19 @@ class SafeTensors {
 // Writes to a temporary name beside `path`, syncs, then renames: the old file stays whole on any failure.
 void save_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata = {});
+
+// A tensor that is made while it is written, so that a file may be larger than memory.
+struct PlannedTensor {
+  std::string name;
+  DType dtype;
+  Shape shape;
+  // Elements [begin, end) in row-major order as a dense CPU tensor of the dtype. Asked for once each, in
+  // order.
+  std::function<Tensor(int64_t begin, int64_t end)> part;
+};
+// As save_safetensors, in pieces of at most 16 MiB. Order is that of the list.
+void save_planned(const std::string& path, const std::vector<PlannedTensor>& tensors,
+                  const std::map<std::string, std::string>& metadata = {});
 
 // The same write-beside-and-rename for any bytes (JSON files, images).
 void write_file(const std::string& path, const std::string& bytes);

@@ -1,12 +1,10 @@
 #include "tensor/torch_file.h"
 
-#include <minizip/unzip.h>
-
 #include <algorithm>
-#include <set>
 
 #include "tensor/mapped_file.h"
 #include "tensor/pickle.h"
+#include "tensor/zip.h"
 
 namespace rivulet {
 namespace {
@@ -14,80 +12,8 @@ namespace {
 using Node = Pickle::Node;
 using Kind = Pickle::Kind;
 
-constexpr int64_t kMostMembers = 1 << 20, kMostPickle = 64 << 20;
+constexpr int64_t kMostTensors = 1 << 20, kMostPickle = 64 << 20;
 constexpr int kMostDepth = 32;
-
-// --- The zip
-// ------------------------------------------------------------------------------------------------
-
-struct Member {
-  int64_t begin, bytes;
-  bool stored;
-};
-using Members = std::map<std::string, Member>;
-
-class Zip {
- public:
-  explicit Zip(const std::string& path) : file_(unzOpen64(path.c_str())) {
-    check(file_ != nullptr, path, ": the zip is damaged or cut short: it has no table of contents");
-  }
-  ~Zip() { unzClose(file_); }
-  Zip(const Zip&) = delete;
-  Zip& operator=(const Zip&) = delete;
-  unzFile get() const { return file_; }
-
- private:
-  unzFile file_;
-};
-
-// Where the current member's bytes begin; the library checks its two headers against each other.
-int64_t data_offset(unzFile zip, const std::string& where) {
-  int method = 0, level = 0;
-  check(unzOpenCurrentFile2(zip, &method, &level, /*raw=*/1) == UNZ_OK, where, ": the zip is damaged here");
-  const auto at = int64_t(unzGetCurrentFileZStreamPos64(zip));
-  unzCloseCurrentFile(zip);
-  return at;
-}
-
-Members list_members(const std::string& path, int64_t file_bytes) {
-  const Zip zip(path);
-  Members members;
-  int status = unzGoToFirstFile(zip.get());
-  while (status == UNZ_OK) {
-    check(int64_t(members.size()) < kMostMembers, path, ": more than ", kMostMembers, " members");
-    unz_file_info64 info{};
-    char name[1024];
-    check(unzGetCurrentFileInfo64(zip.get(), &info, name, sizeof name, nullptr, 0, nullptr, 0) == UNZ_OK &&
-              info.size_filename < sizeof name,
-          path, ": the zip's table of contents is damaged");
-    const std::string where = path + ": member " + name;
-    check((info.flag & 1) == 0, where, " is encrypted");
-    const int64_t begin = data_offset(zip.get(), where);
-    check(begin >= 0 && begin <= file_bytes && int64_t(info.compressed_size) >= 0 &&
-              int64_t(info.compressed_size) <= file_bytes - begin,
-          where, " lies outside of the file");
-    const bool stored = info.compression_method == 0 && info.compressed_size == info.uncompressed_size;
-    check(members.emplace(name, Member{begin, int64_t(info.compressed_size), stored}).second, where,
-          " is listed twice");
-    status = unzGoToNextFile(zip.get());
-  }
-  check(status == UNZ_END_OF_LIST_OF_FILE, path, ": the zip's table of contents is damaged");
-  return members;
-}
-
-void check_no_overlap(const Members& members, const std::string& path) {
-  std::vector<std::pair<Member, std::string>> order;
-  for (const auto& [name, m] : members)
-    if (m.bytes > 0) order.emplace_back(m, name);
-  std::sort(order.begin(), order.end(),
-            [](const auto& a, const auto& b) { return a.first.begin < b.first.begin; });
-  for (size_t i = 1; i < order.size(); ++i)
-    check(order[i - 1].first.begin + order[i - 1].first.bytes <= order[i].first.begin, path, ": members ",
-          order[i - 1].second, " and ", order[i].second, " overlap");
-}
-
-// --- What the pickle means
-// ----------------------------------------------------------------------------------
 
 struct TypeName {
   const char* global;  // without "torch."
@@ -140,8 +66,7 @@ class Reader {
           ": a PyTorch file in the legacy form from before version 1.6, which is one long pickle; load it in "
           "Python and torch.save it again");
     check(TorchFile::is_zip(bytes), path, ": not a PyTorch file, which is a zip");
-    members_ = list_members(path, file_->bytes());
-    check_no_overlap(members_, path);
+    members_ = list_zip(bytes, path);
     for (const auto& [name, m] : members_) {
       const std::string tail = "data.pkl";
       if (name.size() < tail.size() || name.compare(name.size() - tail.size(), tail.size(), tail) != 0)
@@ -159,7 +84,7 @@ class Reader {
 
   const std::shared_ptr<rivulet::Storage>& file() const { return file_; }
   std::string_view pickle() const {
-    const Member& m = member("data.pkl");
+    const ZipMember& m = member("data.pkl");
     check(m.bytes <= kMostPickle, path_, ": a pickle of ", m.bytes, " bytes");
     return bytes_of(*file_).substr(size_t(m.begin), size_t(m.bytes));
   }
@@ -193,7 +118,7 @@ class Reader {
     FileType type;
   };
 
-  const Member& member(const std::string& name) const {
+  const ZipMember& member(const std::string& name) const {
     const auto it = members_.find(folder_ + name);
     check(it != members_.end(), path_, ": has no member ", folder_, name);
     check(it->second.stored, path_, ": member ", folder_, name,
@@ -235,7 +160,7 @@ class Reader {
           where, ": refers to something that is not a storage");
     const TypeName* type = named(kStorages, id.items[1]->text);
     check(type != nullptr, where, ": ", id.items[1]->text, " is not a storage");
-    const Member& m = member("data/" + id.items[2]->text);
+    const ZipMember& m = member("data/" + id.items[2]->text);
     const int64_t count = id.items[4]->integer;
     check(count >= 0 && count <= m.bytes / type->type.bytes, where, ": storage ", id.items[2]->text, " of ",
           count, " elements lies outside of its ", m.bytes, " bytes");
@@ -263,7 +188,7 @@ class Reader {
 
   std::string path_;
   std::shared_ptr<rivulet::Storage> file_;
-  Members members_;
+  std::map<std::string, ZipMember> members_;
   std::string folder_;  // "archive/"
   bool folder_found_ = false;
 };
@@ -278,7 +203,7 @@ void gather(const Reader& reader, const Node& dict, const std::string& prefix, i
     if (value->kind != Kind::call) continue;
     const Tensor t = reader.tensor(*value, name);
     if (!t) continue;
-    check(out.size() < size_t(kMostMembers), path, ": more than ", kMostMembers, " tensors");
+    check(out.size() < size_t(kMostTensors), path, ": more than ", kMostTensors, " tensors");
     check(out.emplace(name, t).second, path, ": tensor ", name, " stands there twice");
   }
 }

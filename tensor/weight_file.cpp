@@ -136,8 +136,8 @@ WeightFile open_weights(const std::string& path) {
   return is_index(path) ? open_shards(path) : open_one(path);
 }
 
-std::string misfits(const std::map<std::string, Tensor>& tensors, const std::map<std::string, Shape>& wanted,
-                    const std::set<std::string>& ignored) {
+std::string misfits(const std::map<std::string, Tensor>& tensors, const NamedShapes& wanted,
+                    const NamedShapes& optional) {
   Problems problems;
   for (const auto& [name, shape] : wanted) {
     const auto it = tensors.find(name);
@@ -146,8 +146,14 @@ std::string misfits(const std::map<std::string, Tensor>& tensors, const std::map
     else if (it->second.shape() != shape)
       problems.add(name, " has shape ", it->second.shape(), ", the model needs ", shape);
   }
-  for (const auto& [name, t] : tensors)
-    if (wanted.count(name) == 0 && ignored.count(name) == 0) problems.add("unknown ", name, " ", t.shape());
+  for (const auto& [name, t] : tensors) {
+    if (wanted.count(name) != 0) continue;
+    const auto it = optional.find(name);
+    if (it == optional.end())
+      problems.add("unknown ", name, " ", t.shape());
+    else if (it->second != t.shape())
+      problems.add(name, " has shape ", t.shape(), ", the model knows it as ", it->second);
+  }
   return problems.text();
 }
 

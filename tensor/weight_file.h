@@ -11,6 +11,8 @@
 
 namespace rivulet {
 
+using NamedShapes = std::map<std::string, Shape>;
+
 struct WeightFile {
   std::string path;
   std::map<std::string, Tensor> tensors;  // views of mapped files; those of PyTorch need not be dense
@@ -28,9 +30,9 @@ struct WeightFile {
 WeightFile open_weights(const std::string& path);
 
 // What is wrong with `tensors` as the weights of a model that needs `wanted` (shapes by name): every missing
-// tensor, every wrong shape, and every one that the model does not know, but for those in `ignored`. One line
-// each, "\n  ..."; empty when nothing is.
-std::string misfits(const std::map<std::string, Tensor>& tensors, const std::map<std::string, Shape>& wanted,
-                    const std::set<std::string>& ignored = {});
+// tensor, every wrong shape, and every one that the model does not know. Those in `optional` may be missing.
+// One line each, "\n  ..."; empty when nothing is.
+std::string misfits(const std::map<std::string, Tensor>& tensors, const NamedShapes& wanted,
+                    const NamedShapes& optional = {});
 
 }  // namespace rivulet

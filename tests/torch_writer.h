@@ -2,8 +2,6 @@
 // pickle's operations one by one, and a zip whose every field can be set.
 #pragma once
 
-#include <zlib.h>
-
 #include <cstring>
 #include <fstream>
 #include <string>
@@ -64,7 +62,7 @@ inline std::string file(const std::string& root, int protocol = 2) {
 struct ZipWriter {
   struct Member {
     std::string name, data;
-    int method = 0;                 // 8: deflated
+    int method = 0;                 // 8: said to be deflated
     int64_t begin = -1;             // of the local header in the file; set to share another's place
     uint64_t claimed_size = ~0ull;  // of the unpacked data
   };
@@ -77,11 +75,10 @@ struct ZipWriter {
   std::string bytes() const {
     std::string out, table;
     for (const Member& m : members) {
-      const std::string packed = m.method == 8 ? deflated(m.data) : m.data;
+      const std::string& packed = m.data;
       const uint64_t size = m.claimed_size == ~0ull ? m.data.size() : m.claimed_size;
-      const uint64_t crc = ::crc32(0, reinterpret_cast<const Bytef*>(m.data.data()), uInt(m.data.size()));
       const std::string common = little(20, 2) + little(0, 2) + little(uint64_t(m.method), 2) + little(0, 4) +
-                                 little(crc, 4) + little(packed.size(), 4) + little(size, 4) +
+                                 little(0, 4) + little(packed.size(), 4) + little(size, 4) +
                                  little(m.name.size(), 2);
       uint64_t at = out.size();
       if (m.begin >= 0) {
@@ -97,19 +94,6 @@ struct ZipWriter {
     const uint64_t n = members.size();
     return out + table + "PK\5\6" + little(0, 4) + little(n, 2) + little(n, 2) + little(table.size(), 4) +
            little(out.size(), 4) + little(0, 2);
-  }
-  static std::string deflated(const std::string& data) {
-    std::string out(data.size() + 1024, '\0');
-    z_stream z{};
-    deflateInit2(&z, 9, Z_DEFLATED, -15, 9, Z_DEFAULT_STRATEGY);
-    z.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(data.data()));
-    z.avail_in = uInt(data.size());
-    z.next_out = reinterpret_cast<Bytef*>(out.data());
-    z.avail_out = uInt(out.size());
-    deflate(&z, Z_FINISH);
-    out.resize(z.total_out);
-    deflateEnd(&z);
-    return out;
   }
 };
 
