@@ -176,6 +176,7 @@ TEST_CASE("files that are not a tokenizer of this kind") {
   says(with("/model/type", "Unigram"), "model.type is 'Unigram'");
   says(with("/model/byte_fallback", false), "byte_fallback is off");
   says(with("/normalizer", {{"type", "NFKC"}}), "the normalizer is");
+  says(with("/normalizer", nullptr), "the normalizer is null");
   says(with("/pre_tokenizer", {{"type", "ByteLevel"}}), "the pre_tokenizer is");
   says(with("/added_tokens/0/lstrip", true), "has lstrip");
   says(with("/model/vocab/the", 17), "the id 17 stands for");

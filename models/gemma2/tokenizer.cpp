@@ -48,13 +48,14 @@ std::string with_space_marks(std::string_view text) {
 uint64_t pair_key(int64_t left, int64_t right) { return uint64_t(left) << 32 | uint64_t(right); }
 
 bool is_replace_space(const Json& normalizer) {
-  return normalizer.value("type", "") == "Replace" && normalizer.contains("pattern") &&
-         normalizer.at("pattern") == Json{{"String", " "}} && normalizer.value("content", "") == kSpaceMark;
+  return normalizer.is_object() && normalizer.value("type", "") == "Replace" &&
+         normalizer.contains("pattern") && normalizer.at("pattern") == Json{{"String", " "}} &&
+         normalizer.value("content", "") == kSpaceMark;
 }
 
 // Splitting at spaces has no effect behind a normaliser that leaves none.
 bool is_split_at_spaces(const Json& split) {
-  return split.value("type", "") == "Split" && split.contains("pattern") &&
+  return split.is_object() && split.value("type", "") == "Split" && split.contains("pattern") &&
          split.at("pattern") == Json{{"String", " "}};
 }
 
