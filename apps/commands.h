@@ -18,7 +18,11 @@ struct EditOptions {
   std::string device = "cpu";
   std::string state;  // resumed from when it exists, written at the end; one prompt only
   std::string size;   // WxH, empty for the clip's own
-  int64_t steps = 0;  // network calls per chunk; 0 for the sampler's default
+  // "stream": chunk after chunk, as live. "short": the clip's first frames at once, by a bidirectional model.
+  std::string mode = "stream";
+  int64_t frames = 81;  // of the short mode, at most
+  double guidance = 6;  // of the short mode; 1 for none
+  int64_t steps = 0;    // network calls per chunk, or steps of the short mode; 0 for the sampler's default
   uint64_t seed = 0;
   int threads = 0;         // 0 for all cores
   std::string safeguards;  // a JSON file (apps/safeguards/config.h); empty for the defaults
@@ -46,9 +50,10 @@ struct TrainOptions {
   bool fresh = false;  // ignore the checkpoints of an earlier run
 };
 int run_train(const TrainOptions& options);
-// What run_train calls for the tasks of video autoencoders.
+// What run_train calls for the tasks of video autoencoders, and for "flow", "ode" and "self_forcing".
 struct TrainConfig;
 int run_train_vae(const TrainOptions& options, TrainConfig config);
+int run_train_stage(const TrainOptions& options, TrainConfig config);
 
 struct VaeOptions {
   std::string in, out;
@@ -80,6 +85,24 @@ struct InspectOptions {
 };
 int run_inspect(const InspectOptions& options);
 
+struct ConvertOptions {
+  std::string in, out;
+  std::string as;              // a released model whose names and shapes the file must have
+  std::string random;          // a released model to make random weights of, instead of `in`
+  std::string dtype;           // of floating tensors; empty for the file's own, bf16 for random ones
+  std::string device = "cpu";  // where random weights are made
+  uint64_t seed = 0;
+};
+int run_convert(const ConvertOptions& options);
+
+struct ModelsOptions {
+  std::vector<std::string> names;  // empty for all
+  std::string models = "models";   // the models folder
+  std::string from;                // a file elsewhere to verify
+  bool verify = false;
+};
+int run_models(const ModelsOptions& options);
+
 struct BenchDitOptions {
   std::string model = "sana-streaming-2b";
   bool random_weights = false;
@@ -92,10 +115,34 @@ struct BenchDitOptions {
 };
 int run_bench_dit(const BenchDitOptions& options);
 
+struct BenchTextOptions {
+  int64_t repetitions = 20;
+  std::string json;        // the report to write
+  std::string gemm_cache;  // a file of chosen algorithms; empty for the user's cache
+};
+int run_bench_text(const BenchTextOptions& options);
+
+struct BenchVaeOptions {
+  std::string size = "1280x704";
+  int64_t chunks = 20;   // of 24 frames
+  int64_t latents = 3;   // worked on at a time
+  std::string json;      // the report to write
+};
+int run_bench_vae(const BenchVaeOptions& options);
+
+struct BenchE2eOptions {
+  std::string size = "1280x704";
+  int64_t chunks = 20;       // of 24 frames, after those that fill the window
+  int64_t text_tokens = 60;  // real ones
+  std::string json;          // the report to write
+  std::string gemm_cache;    // a file of chosen algorithms; empty for the user's cache
+};
+int run_bench_e2e(const BenchE2eOptions& options);
+
 struct SelftestOptions {
   std::string golden;  // empty: no golden files
   std::string device = "cpu";
-  std::string filter;          // only ops whose name contains it
+  std::string filter;          // only ops whose name matches this regular expression
   bool no_production = false;  // leave out the shapes of the benchmark
 };
 int run_selftest(const SelftestOptions& options);

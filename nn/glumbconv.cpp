@@ -23,7 +23,7 @@ Tensor GluMbConv::operator()(const Tensor& u, const Grid& grid, const Tensor& le
           ? silu_depthwise_glu(up(u).reshape(image), filters, filter_bias)
           : depthwise_glu(linear_silu(u, up.matrix(), up.bias).reshape(image), filters, filter_bias);
   const Tensor r = point_conv.conv(gated).reshape({B, T, S, -1});
-  if (tail) *tail = r.detach().select(1, T - 1).clone();
+  if (tail) *tail = r.select(1, T - 1).clone();
   return temporal_conv3(r, t_conv.weight, left, /*residual=*/true);
 }
 

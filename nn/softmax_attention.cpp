@@ -38,7 +38,7 @@ Tensor SoftmaxAttention::operator()(const Tensor& u, const Rope& rope_table,
   keys.push_back(own.k);
   values.push_back(own.v);
   const Tensor out = attention(queries, keys, values, 1 / std::sqrt(double(D)));
-  if (current) *current = {own.k.detach(), own.v.detach()};
+  if (current) *current = own;
   return proj(mul_silu(out.reshape(u.shape()), output_gate(u)));
 }
 

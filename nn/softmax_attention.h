@@ -31,7 +31,7 @@ struct SoftmaxAttention {
   }
 
   // u [B, T, S, C]; `window` holds the chunks before that may be seen, in any order. The current chunk's
-  // own keys and values go to *current when given. Returns [B, T, S, C].
+  // own keys and values go to *current when given, on the tape. Returns [B, T, S, C].
   Tensor operator()(const Tensor& u, const Rope& rope, const std::vector<KeyValue>& window,
                     KeyValue* current) const;
 };

@@ -1,6 +1,7 @@
-// Whether an op gives the same answer on a device, in a dtype, as the CPU gives in f64: results and
-// gradients for a random cotangent, on dense inputs and on strided and misaligned views. Every tensor of
-// the run lies in memory filled with NaN, and a second run must give the same bits.
+// Whether an op gives the same answer on a device, in a dtype, as the CPU gives in f64 (in f32 for bf16 on
+// the benchmark's shapes): results and gradients for a random cotangent, on dense inputs and on strided and
+// misaligned views. Every tensor of the run lies in memory filled with NaN, and a second run must give the
+// same bits.
 #pragma once
 
 #include "ops/case.h"
@@ -16,6 +17,7 @@ struct ParityRow {
   // vanish by cancelling. Integer results count only where they differ by more than one.
   double forward = 0, backward = 0;
   double tolerance = 0;
+  double seconds = 0;         // that the check took, the reference on the CPU included
   std::string worst_at = {};  // the shapes and view of the largest error
   std::string failure = {};   // an exception's text, or how the second run differed
   bool passed() const { return failure.empty() && forward <= tolerance && backward <= tolerance; }
@@ -26,7 +28,7 @@ double parity_tolerance(DType dtype);
 
 ParityRow check_parity(const OpCase& op, Device device, DType dtype, bool bench);
 
-// One line: op, dtype, both errors, verdict.
+// One line: op, dtype, both errors, seconds, verdict.
 std::string to_string(const ParityRow& row);
 
 }  // namespace rivulet
