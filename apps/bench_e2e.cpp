@@ -1,5 +1,6 @@
-// rivulet bench-e2e: frames in, frames out: LTX-2's encoder, four denoising passes and the pass that writes the
-// memory, and the causal decoder, with random weights, on one GPU, one chunk of 24 frames after the other.
+// rivulet bench-e2e: frames in, frames out: LTX-2's encoder, four denoising passes and the pass that writes
+// the memory, and the causal decoder, with random weights, on one GPU, one chunk of 24 frames after the
+// other.
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -45,7 +46,8 @@ class Pipeline {
         dit_(dit, {.height = size.height / vae.config().spatial(),
                    .width = size.width / vae.config().spatial(),
                    .first_frames = 3}) {
-    const Tensor text = randn({1, text_tokens, dit.dit.config().caption_channels}, rng_, DType::f32, Device::cuda);
+    const Tensor text =
+        randn({1, text_tokens, dit.dit.config().caption_channels}, rng_, DType::f32, Device::cuda);
     dit_.set_text(text, ones({1, text_tokens}, DType::u8));
   }
 
@@ -75,7 +77,8 @@ class Pipeline {
 };
 
 Tensor synthetic(int64_t frames, const FrameSize& size, Rng& rng) {
-  return rand_uniform({frames, size.height, size.width, 3}, 0, 256, rng, DType::f32, Device::cuda).to(DType::u8);
+  return rand_uniform({frames, size.height, size.width, 3}, 0, 256, rng, DType::f32, Device::cuda)
+      .to(DType::u8);
 }
 
 int bench(const BenchE2eOptions& o, Json report) {
@@ -99,17 +102,19 @@ int bench(const BenchE2eOptions& o, Json report) {
   Tensor shown;
   for (const Moments& at : moments) shown = pipeline.chunk(frames, at);
   const Times times(moments);
-  const double all = moments.front()[0].milliseconds_to(moments.back()[4]), fps = double(kChunk * o.chunks) / all * 1e3,
-               latency = quantile(times.latency, 0.5),
+  const double all = moments.front()[0].milliseconds_to(moments.back()[4]),
+               fps = double(kChunk * o.chunks) / all * 1e3, latency = quantile(times.latency, 0.5),
                waiting = double(kChunk - 1) / kSourceRate * 1e3;
   const double brightness = mean(shown.to(DType::f32), {0, 1, 2, 3}).item();
   check(std::isfinite(brightness), "bench-e2e: pixels that are not finite");
   Json stages;
   const double total = quantile(times.chunk, 0.5);
   std::printf("%-24s %9s %9s %7s\n", "stage of 24 frames", "ms", "p99 ms", "share");
-  for (const auto& [name, series] :
-       {std::pair{"encode", &times.encode}, {"denoise (4 passes)", &times.denoise}, {"decode", &times.decode},
-        {"memory (1 pass)", &times.cache}, {"all", &times.chunk}}) {
+  for (const auto& [name, series] : {std::pair{"encode", &times.encode},
+                                     {"denoise (4 passes)", &times.denoise},
+                                     {"decode", &times.decode},
+                                     {"memory (1 pass)", &times.cache},
+                                     {"all", &times.chunk}}) {
     Json row = times_json(*series);
     row["share"] = quantile(*series, 0.5) / total;
     std::printf("%-24s %9.2f %9.2f %6.1f%%\n", name, quantile(*series, 0.5), quantile(*series, 0.99),
@@ -117,7 +122,8 @@ int bench(const BenchE2eOptions& o, Json report) {
     stages[name] = row;
   }
   std::printf(
-      "%.1f frames per second; a chunk's frames are shown %.0f ms after its last one came, its first one %.0f ms "
+      "%.1f frames per second; a chunk's frames are shown %.0f ms after its last one came, its first one "
+      "%.0f ms "
       "after it came itself at %.0f frames per second\n",
       fps, latency, latency + waiting, kSourceRate);
   std::printf("memory: weights %.2f GB, tensors %.2f GB at most\n", double(weights) * 1e-9,
@@ -125,7 +131,8 @@ int bench(const BenchE2eOptions& o, Json report) {
   report["stages"] = stages;
   report["fps"] = fps;
   report["latency_ms"] = times_json(times.latency);
-  report["glass_to_glass_ms"] = {{"source_fps", kSourceRate}, {"first_frame", latency + waiting}, {"last_frame", latency}};
+  report["glass_to_glass_ms"] = {
+      {"source_fps", kSourceRate}, {"first_frame", latency + waiting}, {"last_frame", latency}};
   report["weight_bytes"] = weights;
   report["peak_tensor_bytes"] = cuda_memory().peak;
   report["gpu_bytes_in_use"] = cuda_bytes_in_use();

@@ -1,4 +1,5 @@
-// rivulet bench-vae: how fast LTX-2's video autoencoder, with random weights, streams through this machine's GPU.
+// rivulet bench-vae: how fast LTX-2's video autoencoder, with random weights, streams through this machine's
+// GPU.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -77,12 +78,12 @@ std::map<std::string, Cost> costs(const PackedHalf& half, int64_t T, int64_t h, 
   add("conv_in", half.conv_in, T, 2);
   for (const PackedStage& s : half.stages) {
     for (size_t i = 0; i < s.convs.size(); ++i)
-      add(label(s.width, i % 2 ? "conv2" : "conv1"), s.convs[i], T, i % 2 ? 3 : 1);  // conv2: x in, x and normed out
+      add(label(s.width, i % 2 ? "conv2" : "conv1"), s.convs[i], T,
+          i % 2 ? 3 : 1);  // conv2: x in, x and normed out
     if (!s.sampler) continue;
     add(label(s.width, "sampler"), s.sampler, T, 3);
     const double in = double(T * h * w * s.width);
-    all[label(s.width, "skip")].bytes +=
-        2 * (in + double(T * h * w) * double(s.sampler.w.dim(0)));
+    all[label(s.width, "skip")].bytes += 2 * (in + double(T * h * w) * double(s.sampler.w.dim(0)));
     if (half.down) {
       T /= s.stride[0], h /= s.stride[1], w /= s.stride[2];
     } else {
@@ -94,7 +95,8 @@ std::map<std::string, Cost> costs(const PackedHalf& half, int64_t T, int64_t h, 
 }
 
 // Mean milliseconds of every piece, beside what it must at least compute and move.
-Json table(const char* title, const std::map<std::string, double>& pieces, const std::map<std::string, Cost>& cost) {
+Json table(const char* title, const std::map<std::string, double>& pieces,
+           const std::map<std::string, Cost>& cost) {
   std::vector<std::pair<std::string, double>> order(pieces.begin(), pieces.end());
   std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
   Json rows = Json::array();
@@ -120,16 +122,20 @@ Json table(const char* title, const std::map<std::string, double>& pieces, const
 int run_bench_vae(const BenchVaeOptions& o) {
   check(cuda_available(), "bench-vae: needs a GPU and a build with CUDA kernels for it");
   const FrameSize size = parse_size(o.size);
-  Json report = {{"what", "rivulet bench-vae"}, {"commit", RIVULET_COMMIT}, {"weights", "random"},
-                 {"dtype", "bf16"},             {"size", o.size},           {"frames_per_chunk", kChunk},
+  Json report = {{"what", "rivulet bench-vae"},
+                 {"commit", RIVULET_COMMIT},
+                 {"weights", "random"},
+                 {"dtype", "bf16"},
+                 {"size", o.size},
+                 {"frames_per_chunk", kChunk},
                  {"latents_at_a_time", o.latents}};
   if constexpr (kHasCuda) {
     report["gpu"] = cuda::device_name();
     report["cuda_driver"] = cuda::driver_version();
   }
   const Errors errors = shrunken_errors();
-  std::printf("shrunken model against the CPU in f32: latents %.1e, pixels %.1e (at most %.0e)\n", errors.latents,
-              errors.pixels, Errors::kTolerance);
+  std::printf("shrunken model against the CPU in f32: latents %.1e, pixels %.1e (at most %.0e)\n",
+              errors.latents, errors.pixels, Errors::kTolerance);
   report["check"] = {{"latents_error", errors.latents},
                      {"pixels_error", errors.pixels},
                      {"tolerance", Errors::kTolerance},
@@ -145,7 +151,8 @@ int run_bench_vae(const BenchVaeOptions& o) {
   vae.fill_random(rng);
   cuda_trim();
   VaeStream stream(vae, {.height = size.height, .width = size.width, .most_latents = o.latents});
-  const Tensor first = rand_uniform({1, size.height, size.width, 3}, 0, 256, rng, DType::f32, Device::cuda).to(DType::u8);
+  const Tensor first =
+      rand_uniform({1, size.height, size.width, 3}, 0, 256, rng, DType::f32, Device::cuda).to(DType::u8);
   const Tensor frames =
       rand_uniform({kChunk, size.height, size.width, 3}, 0, 256, rng, DType::f32, Device::cuda).to(DType::u8);
   stream.decode(stream.encode(first));
@@ -170,9 +177,10 @@ int run_bench_vae(const BenchVaeOptions& o) {
   std::printf("24 frames: encode %.2f ms (p99 %.2f), decode %.2f ms (p99 %.2f); mean |z| %.3f\n",
               quantile(encode, 0.5), quantile(encode, 0.99), quantile(decode, 0.5), quantile(decode, 0.99),
               mean_latent);
-  std::printf("memory: weights %.3f GB, carried frames %.3f GB, shared %.3f GB; all but the weights %.3f GB\n",
-              double(vae.weight_bytes()) * 1e-9, double(stream.state_bytes()) * 1e-9,
-              double(stream.scratch_bytes()) * 1e-9, double(held) * 1e-9);
+  std::printf(
+      "memory: weights %.3f GB, carried frames %.3f GB, shared %.3f GB; all but the weights %.3f GB\n",
+      double(vae.weight_bytes()) * 1e-9, double(stream.state_bytes()) * 1e-9,
+      double(stream.scratch_bytes()) * 1e-9, double(held) * 1e-9);
   report["encode"] = times_json(encode);
   report["decode"] = times_json(decode);
   report["weight_bytes"] = vae.weight_bytes();

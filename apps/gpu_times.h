@@ -1,4 +1,5 @@
-// What the commands that time the GPU report alike: series of milliseconds, and sums over named pieces of work.
+// What the commands that time the GPU report alike: series of milliseconds, and sums over named pieces of
+// work.
 #pragma once
 
 #include <map>

@@ -1,6 +1,6 @@
-// conv3d in bf16 by the tensor cores (ops/conv_task.cuh): forward, and the gradient of x, which is a convolution
-// with the taps in reverse. Borders in time cost nothing; x is copied with a rim only where the border in space
-// is not zeros or frames stand on the left.
+// conv3d in bf16 by the tensor cores (ops/conv_task.cuh): forward, and the gradient of x, which is a
+// convolution with the taps in reverse. Borders in time cost nothing; x is copied with a rim only where the
+// border in space is not zeros or frames stand on the left.
 #include <algorithm>
 
 #include "ops/conv_task.cuh"
@@ -62,8 +62,9 @@ int16_t place_in_time(int i, int n, Border border) {
 
 bool has_conv3d_bf16(const Shape& x, const Shape& w, const std::array<int64_t, 3>& stride,
                      const std::array<int64_t, 3>& out) {
-  return x[4] % 8 == 0 && w[0] % 8 == 0 && w[0] <= 4096 && x[4] <= 4096 && stride == std::array<int64_t, 3>{1, 1, 1} &&
-         out[0] + w[2] - 1 <= kMostFrames && x[0] * (x[1] + w[2]) <= INT16_MAX;
+  return x[4] % 8 == 0 && w[0] % 8 == 0 && w[0] <= 4096 && x[4] <= 4096 &&
+         stride == std::array<int64_t, 3>{1, 1, 1} && out[0] + w[2] - 1 <= kMostFrames &&
+         x[0] * (x[1] + w[2]) <= INT16_MAX;
 }
 
 TensorCoreConv::TensorCoreConv(const Tensor& x, const ConvGeometry& g, const std::array<int64_t, 3>& kernel,
@@ -76,7 +77,8 @@ TensorCoreConv::TensorCoreConv(const Tensor& x, const ConvGeometry& g, const std
   std::array<int64_t, 3> before = g.before;
   if (g.transposed)
     for (int i = 0; i < 3; ++i) before[i] = kernel[i] - 1 - g.before[i];
-  const bool rim = g.border[1] != Border::zeros || g.border[2] != Border::zeros, copy = rim || !g.left.empty();
+  const bool rim = g.border[1] != Border::zeros || g.border[2] != Border::zeros,
+             copy = rim || !g.left.empty();
   const Tensor in = is_aligned(x.raw(), 16) ? x : x.clone();
   source = in;
   if (copy) {
@@ -97,12 +99,13 @@ TensorCoreConv::TensorCoreConv(const Tensor& x, const ConvGeometry& g, const std
     m.c = task.c;
     for (const Tensor& f : g.left) m.left[m.lefts++] = pointer<const __nv_bfloat16>(f);
     source = Tensor(shape, DType::bf16, Device::cuda);
-    launch({blocks_for(source.numel() / 8, kThreads), kThreads}, pad_kernel, pointer<const __nv_bfloat16>(in), m,
-           source.numel() / 8, pointer<__nv_bfloat16>(source));
+    launch({blocks_for(source.numel() / 8, kThreads), kThreads}, pad_kernel, pointer<const __nv_bfloat16>(in),
+           m, source.numel() / 8, pointer<__nv_bfloat16>(source));
   }
   task.y0 = copy ? 0 : -int(before[1]);
   task.x0 = copy ? 0 : -int(before[2]);
-  frames = Frames(source.reshape({source.dim(0) * source.dim(1), source.dim(2), source.dim(3), source.dim(4)}));
+  frames =
+      Frames(source.reshape({source.dim(0) * source.dim(1), source.dim(2), source.dim(3), source.dim(4)}));
   frames.at.clear();
   const int lead = int(source.dim(1) - x.dim(1));  // frames that were joined
   for (int i = 0; i < task.frames + task.kt - 1; ++i) {

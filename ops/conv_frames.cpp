@@ -19,7 +19,8 @@ void check_frames(const Frames& f, DType dtype, Device device) {
   for (const Tensor& s : f.stores)
     if (s)
       check(s.dims() == 4 && s.is_contiguous() && s.dtype() == dtype && s.device() == device &&
-                Shape({s.dim(1), s.dim(2), s.dim(3)}) == Shape({f.any().dim(1), f.any().dim(2), f.any().dim(3)}),
+                Shape({s.dim(1), s.dim(2), s.dim(3)}) ==
+                    Shape({f.any().dim(1), f.any().dim(2), f.any().dim(3)}),
             "conv_frames: a store of ", s.dtype(), " ", s.shape(), " beside one of ", dtype, " ",
             f.any().shape());
   for (int16_t place : f.at) {
@@ -27,8 +28,8 @@ void check_frames(const Frames& f, DType dtype, Device device) {
     check(place == Frames::kZero || (s && (place < 0 ? -1 - place : place) < s.dim(0)),
           "conv_frames: a frame at place ", place);
   }
-  check(f.rim >= 0 && f.rim <= 1 && f.height() > 0 && f.width() > 0, "conv_frames: frames of ", f.height(), "x",
-        f.width(), ", rim ", f.rim);
+  check(f.rim >= 0 && f.rim <= 1 && f.height() > 0 && f.width() > 0, "conv_frames: frames of ", f.height(),
+        "x", f.width(), ", rim ", f.rim);
   check(f.rim == 0 || f.border != Border::reflect || std::min(f.height(), f.width()) > 1,
         "conv_frames: frames of ", f.height(), "x", f.width(), " are too small to be mirrored");
 }
@@ -42,33 +43,36 @@ void check_job(const FramesConv& j) {
             j.w.dim(3) % 2 == 1 && std::max(j.w.dim(2), j.w.dim(3)) <= 3,
         "conv_frames: w has shape ", j.w.shape(), ", x ", x.shape());
   check(j.x.rim == 1 || j.x.border == Border::zeros, "conv_frames: no rim to read the border from");
-  const int64_t n = j.w.dim(0), cells = j.block[0] * j.block[1] * j.block[2], frames = j.x.count() - j.w.dim(1) + 1;
+  const int64_t n = j.w.dim(0), cells = j.block[0] * j.block[1] * j.block[2],
+                frames = j.x.count() - j.w.dim(1) + 1;
   check(frames > 0, "conv_frames: ", j.x.count(), " frames for a kernel of ", j.w.dim(1));
-  check(!j.bias || (j.bias.shape() == Shape{n} && j.bias.dtype() == DType::f32), "conv_frames: bias has shape ",
-        j.bias.shape(), ", w ", j.w.shape());
+  check(!j.bias || (j.bias.shape() == Shape{n} && j.bias.dtype() == DType::f32),
+        "conv_frames: bias has shape ", j.bias.shape(), ", w ", j.w.shape());
   const bool deeper = j.move == FramesConv::Move::to_depth, wider = j.move == FramesConv::Move::to_space;
   check(deeper || wider || cells == 1, "conv_frames: blocks of ", cells, " pixels stay where they are");
   check(!wider || n % cells == 0, "conv_frames: ", n, " channels in blocks of ", cells);
   std::array<int64_t, 3> size{frames, j.x.height(), j.x.width()};
   for (int i = 0; i < 3; ++i) {
-    check(!deeper || size[i] % j.block[i] == 0, "conv_frames: ", size[i], " elements in blocks of ", j.block[i]);
+    check(!deeper || size[i] % j.block[i] == 0, "conv_frames: ", size[i], " elements in blocks of ",
+          j.block[i]);
     size[i] = deeper ? size[i] / j.block[i] : wider ? size[i] * j.block[i] : size[i];
   }
   size[0] -= j.drop;
   const int64_t c = deeper ? n * cells : wider ? n / cells : n;
   for (const Frames* f : {&j.raw, &j.normed})
-    check(!*f || (f->count() == size[0] && f->height() == size[1] && f->width() == size[2] && f->channels() == c),
-          "conv_frames: frames of ", f->any().shape(), " do not fit ", size[0], " of ", size[1], "x", size[2], "x",
-          c);
+    check(!*f || (f->count() == size[0] && f->height() == size[1] && f->width() == size[2] &&
+                  f->channels() == c),
+          "conv_frames: frames of ", f->any().shape(), " do not fit ", size[0], " of ", size[1], "x", size[2],
+          "x", c);
   check(!j.add || (j.add.numel() == size[0] * size[1] * size[2] * c && j.add.is_contiguous() &&
                    j.add.dtype() == x.dtype()),
-        "conv_frames: add has shape ", j.add ? j.add.shape() : Shape(), ", the output ", size[0], " frames of ",
-        size[1], "x", size[2], "x", c);
+        "conv_frames: add has shape ", j.add ? j.add.shape() : Shape(), ", the output ", size[0],
+        " frames of ", size[1], "x", size[2], "x", c);
   if (x.device() == Device::cuda)
     check(x.dtype() == DType::bf16 && n % 8 == 0 && x.dim(3) % 8 == 0 && c % 8 == 0 && n <= 4096 &&
               (!wider || c % 64 == 0),
-          "conv_frames: the GPU takes bf16 channels in multiples of 8 (of 64 behind to_space), got ", x.dtype(), ", x ", x.shape(), ", w ",
-          j.w.shape());
+          "conv_frames: the GPU takes bf16 channels in multiples of 8 (of 64 behind to_space), got ",
+          x.dtype(), ", x ", x.shape(), ", w ", j.w.shape());
 }
 
 }  // namespace
@@ -76,7 +80,9 @@ void check_job(const FramesConv& j) {
 namespace cpu {
 namespace {
 
-Tensor at(const Frames& f, int16_t place) { return f.stores[place < 0].select(0, place < 0 ? -1 - place : place); }
+Tensor at(const Frames& f, int16_t place) {
+  return f.stores[place < 0].select(0, place < 0 ? -1 - place : place);
+}
 
 // Inside [T, H, W, C] to the places and their rims.
 void write(const Frames& f, const Tensor& inside) {
@@ -91,7 +97,9 @@ void write(const Frames& f, const Tensor& inside) {
     for (int64_t y = -reach; y < H + reach; ++y)
       for (int64_t x = -reach; x < W + reach; ++x)
         if (y < 0 || x < 0 || y >= H || x >= W)
-          to.select(0, y + f.rim).select(0, x + f.rim).copy_from(frame.select(0, from(y, H)).select(0, from(x, W)));
+          to.select(0, y + f.rim)
+              .select(0, x + f.rim)
+              .copy_from(frame.select(0, from(y, H)).select(0, from(x, W)));
   }
 }
 
@@ -125,8 +133,7 @@ void conv_frames(const FramesConv& j) {
 void move_frames(const Frames& x, const Frames& to, bool norm) {
   Tensors frames;
   for (int16_t place : x.at)
-    frames.push_back(
-        at(x, place).slice(0, x.rim, x.rim + x.height()).slice(1, x.rim, x.rim + x.width()));
+    frames.push_back(at(x, place).slice(0, x.rim, x.rim + x.height()).slice(1, x.rim, x.rim + x.width()));
   const Tensor all = stack(frames, 0);
   write(to, norm ? rivulet::pixel_norm_silu(all) : all);
 }
@@ -143,8 +150,8 @@ namespace {
 
 void move(const Frames& x, const Frames& to, bool norm) {
   const NoGrad off;
-  check(bool(x) && bool(to) && x.count() == to.count() && x.height() == to.height() && x.width() == to.width() &&
-            x.channels() == to.channels(),
+  check(bool(x) && bool(to) && x.count() == to.count() && x.height() == to.height() &&
+            x.width() == to.width() && x.channels() == to.channels(),
         "frames of different sizes: ", x.count(), " and ", to.count(), " of ", x.any().shape(), " and ",
         to.any().shape());
   for (const Frames* f : {&x, &to}) check_frames(*f, x.any().dtype(), x.any().device());

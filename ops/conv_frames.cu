@@ -4,8 +4,8 @@
 #include "ops/conv_task.cuh"
 #include "ops/wgmma.cuh"
 
-// How a convolution is cut and run, and what follows where a tile cannot finish its pixels: the sum of the parts
-// of cut taps, and the norm over more channels than a tile has.
+// How a convolution is cut and run, and what follows where a tile cannot finish its pixels: the sum of the
+// parts of cut taps, and the norm over more channels than a tile has.
 namespace rivulet::cuda {
 
 FramesView::FramesView(const Frames& f) {
@@ -37,8 +37,8 @@ int processors() {
 
 namespace {
 
-// v = the sum of the parts, bias and add; or of frames x as they are. A warp per pixel of y, 8 channels of each
-// lane at a time.
+// v = the sum of the parts, bias and add; or of frames x as they are. A warp per pixel of y, 8 channels of
+// each lane at a time.
 constexpr int kRowWarpsHere = 4, kMostPacks = 8, kMostFinished = 256 * kMostPacks;
 
 template <int kPacks>
@@ -112,8 +112,8 @@ __global__ void __launch_bounds__(32 * kRowWarpsHere)
 }
 
 void finish(const ConvTask& task, bool from_parts) {
-  check(task.co <= kMostFinished && task.positions() <= INT32_MAX, "conv_frames: ", task.co, " channels, at most ",
-        kMostFinished, ", of ", task.positions(), " pixels");
+  check(task.co <= kMostFinished && task.positions() <= INT32_MAX, "conv_frames: ", task.co,
+        " channels, at most ", kMostFinished, ", of ", task.positions(), " pixels");
   launch({dim3(blocks_for(task.positions(), kRowWarpsHere)), dim3(32, kRowWarpsHere)},
          task.co <= 512 ? finish_kernel<2> : finish_kernel<kMostPacks>, task, int(from_parts));
 }
@@ -153,7 +153,7 @@ void run_conv(ConvTask task, const Frames& x, const Tensor& w) {
   const FramesView raw = task.raw, normed = task.normed;
   const bool moved = task.move != FramesConv::Move::none,
              whole_pixels = task.move == FramesConv::Move::to_space ? normed.c == plan.columns
-                                                                   : !moved && task.co <= plan.columns;
+                                                                    : !moved && task.co <= plan.columns;
   const bool norm_after = normed && !(task.splits > 1 ? !moved : whole_pixels);
   Tensor parts;
   if (task.splits > 1) {

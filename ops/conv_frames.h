@@ -35,27 +35,29 @@ struct Frames {
 };
 
 struct FramesConv {
-  Frames x;     // count() = frames of y + kt - 1; its rim is a kernel's half, or 0 with zeros beyond the edges
-  Tensor w;     // [N, kt, kh, kw, C], odd kh and kw
-  Tensor bias;  // f32 [N] or undefined
-  Tensor add;   // dense, as the frames written but without rim; may be raw's own memory. Or undefined
+  Frames x;  // count() = frames of y + kt - 1; its rim is a kernel's half, or 0 with zeros beyond the edges
+  Tensor w;  // [N, kt, kh, kw, C], odd kh and kw
+  Tensor bias;         // f32 [N] or undefined
+  Tensor add;          // dense, as the frames written but without rim; may be raw's own memory. Or undefined
   Frames raw, normed;  // at least one
-  // What becomes of the N channels of y. to_depth: channel n of cell (dt, dh, dw) of a block of pixels becomes
-  // channel ((dt sh + dh) sw + dw) N + n, and to_space is the inverse: cells are the slower part of the index
-  // in both, unlike in ops/space_depth. to_space drops the first `drop` frames of its result.
+  // What becomes of the N channels of y. to_depth: channel n of cell (dt, dh, dw) of a block of pixels
+  // becomes channel ((dt sh + dh) sw + dw) N + n, and to_space is the inverse: cells are the slower part of
+  // the index in both, unlike in ops/space_depth. to_space drops the first `drop` frames of its result.
   enum class Move : uint8_t { none, to_depth, to_space } move = Move::none;
   BlockSize block{1, 1, 1};
   int64_t drop = 0;
 };
 
-// On the GPU, C and N are multiples of 8, and of 64 channels per cell with to_space. Throws where the shapes do not fit.
+// On the GPU, C and N are multiples of 8, and of 64 channels per cell with to_space. Throws where the shapes
+// do not fit.
 void conv_frames(const FramesConv& job);
 // normed (as above) of the frames x. Both of one size and dtype.
 void pixel_norm_frames(const Frames& x, const Frames& normed);
 void copy_frames(const Frames& x, const Frames& to);
 
 // `norm`: pixel_norm_frames, otherwise copy_frames.
-KERNELS(void conv_frames(const FramesConv& job); void move_frames(const Frames& x, const Frames& to, bool norm);)
+KERNELS(void conv_frames(const FramesConv& job);
+        void move_frames(const Frames& x, const Frames& to, bool norm);)
 
 constexpr int64_t kMostFrames = 40;  // of one call on the GPU
 

@@ -1,10 +1,11 @@
-// Convolution on Hopper's tensor cores, for kernels of 3 x 3 in space. A block is a warpgroup that copies and two
-// that multiply; blocks stay and take one tile after another, and copies run ahead of the products across tiles.
+// Convolution on Hopper's tensor cores, for kernels of 3 x 3 in space. A block is a warpgroup that copies and
+// two that multiply; blocks stay and take one tile after another, and copies run ahead of the products across
+// tiles.
 //
-// A tile is squares of 8 x 8 pixels. Of each square, 10 x 10 pixels of 64 channels come into shared memory once for
-// nine taps: the operand of a tap is the same memory read from a row further on, for 8 pixels of an image row are
-// 8 rows of the operand, and the next image row starts 10 rows later. The 128-byte swizzle goes by addresses, so
-// any row may be the first. Pixels beyond the store come as zeros.
+// A tile is squares of 8 x 8 pixels. Of each square, 10 x 10 pixels of 64 channels come into shared memory
+// once for nine taps: the operand of a tap is the same memory read from a row further on, for 8 pixels of an
+// image row are 8 rows of the operand, and the next image row starts 10 rows later. The 128-byte swizzle goes
+// by addresses, so any row may be the first. Pixels beyond the store come as zeros.
 //
 // Blocks in pairs that share their weights by multicast were slower at every shape.
 #include <algorithm>
@@ -27,8 +28,9 @@ constexpr int kSquareBytes = panel_bytes(kSide * kSide), kSquareRoom = (kSquareB
 // kM squares for each of the two warpgroups, kN channels.
 template <int kM, int kN>
 struct Tiles {
-  static constexpr int squares = 2 * kM, x_stages = 2, x_bytes = squares * kSquareRoom, b_bytes = panel_bytes(kN),
-                       room = 222 * 1024 - x_stages * x_bytes, b_stages = room / b_bytes > 8 ? 8 : room / b_bytes;
+  static constexpr int squares = 2 * kM, x_stages = 2, x_bytes = squares * kSquareRoom,
+                       b_bytes = panel_bytes(kN), room = 222 * 1024 - x_stages * x_bytes,
+                       b_stages = room / b_bytes > 8 ? 8 : room / b_bytes;
   struct Shared {
     alignas(1024) unsigned char x[x_stages][x_bytes];
     unsigned char b[b_stages][b_bytes];
@@ -45,7 +47,8 @@ __device__ inline uint64_t halo_operand(const void* square) {
 }
 
 // Rows of weights: channel, tap, output channel.
-__device__ inline void load_weights(const CUtensorMap* map, uint64_t* barrier, void* to, int c, int tap, int n) {
+__device__ inline void load_weights(const CUtensorMap* map, uint64_t* barrier, void* to, int c, int tap,
+                                    int n) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
@@ -91,14 +94,16 @@ __device__ void copies(const HopperTask& h, typename Tiles<kM, kN>::Shared& s) {
           const int place = frame_b[i] < t.batch ? t.x.at[frame_t[i] + plane / 9] : Frames::kZero;
           // A place before the first is a frame of zeros.
           const bool second = place < 0 && place != Frames::kZero;
-          const int frame = place == Frames::kZero ? -1 : (second ? -1 - place : place) + frame_b[i] * t.x.step;
+          const int frame =
+              place == Frames::kZero ? -1 : (second ? -1 - place : place) + frame_b[i] * t.x.step;
           load_panel(&h.x[second], &s.x_full[xs.stage], s.x[xs.stage] + i * kSquareRoom, c, t.x0 + x[i],
                      t.y0 + y[i], frame);
         }
         for (int tap = plane; tap < plane + 9; ++tap, bs.next()) {
           barrier_wait(&s.b_empty[bs.stage], bs.parity ^ 1);
           barrier_expect(&s.b_full[bs.stage], int(sizeof(s.b[0])));
-          load_weights(&h.w, &s.b_full[bs.stage], s.b[bs.stage], c, t.flipped ? taps - 1 - tap : tap, unit.n * kN);
+          load_weights(&h.w, &s.b_full[bs.stage], s.b[bs.stage], c, t.flipped ? taps - 1 - tap : tap,
+                       unit.n * kN);
         }
       }
   }
@@ -195,7 +200,8 @@ __global__ void __launch_bounds__(kBlock, 1) conv_wgmma_kernel(const __grid_cons
 CUtensorMap squares_map(const Tensor& store) {
   const cuuint64_t c = cuuint64_t(store.dim(3)), w = cuuint64_t(store.dim(2)), h = cuuint64_t(store.dim(1)),
                    n = cuuint64_t(store.dim(0));
-  return tiled_map(store.raw(), {c, w, h, n}, {2 * c, 2 * c * w, 2 * c * w * h}, {kPanelColumns, kSide, kSide, 1});
+  return tiled_map(store.raw(), {c, w, h, n}, {2 * c, 2 * c * w, 2 * c * w * h},
+                   {kPanelColumns, kSide, kSide, 1});
 }
 
 template <int kM, int kN>

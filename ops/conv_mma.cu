@@ -1,5 +1,6 @@
-// Convolution by mma.sync, for every GPU from sm_80 on: the twin of conv_hopper.cu. A block of 8 warps has 128
-// positions and 128 channels; pixels and weights come by asynchronous copies, 32 channels of a tap at a time.
+// Convolution by mma.sync, for every GPU from sm_80 on: the twin of conv_hopper.cu. A block of 8 warps has
+// 128 positions and 128 channels; pixels and weights come by asynchronous copies, 32 channels of a tap at a
+// time.
 #include "ops/attention_mma.cuh"
 #include "ops/conv_task.cuh"
 
@@ -44,7 +45,8 @@ __global__ void __launch_bounds__(kMmaBlock) conv_mma_kernel(const __grid_consta
         const int n = n0 + row + 64 * i;
         const bool real = n < t.co && c < t.c;
         copy_async(s.w[stage] + (row + 64 * i) * kPitch + chunk,
-                   real ? t.w + (int64_t(n) * taps + (t.flipped ? taps - 1 - tap : tap)) * t.c + c : t.w, real);
+                   real ? t.w + (int64_t(n) * taps + (t.flipped ? taps - 1 - tap : tap)) * t.c + c : t.w,
+                   real);
       }
     }
     copy_commit();

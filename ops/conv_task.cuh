@@ -53,7 +53,7 @@ struct ConvTask {
   int st = 1, sh = 1, sw = 1, drop = 0;
   int batch = 1, frames = 0, height = 0, width = 0, co = 0;  // of y, before `move`
   int kt = 1, kh = 1, kw = 1, c = 0;
-  int y0 = 0, x0 = 0;  // what tap 0 of output pixel (0, 0) reads, in coordinates of the store
+  int y0 = 0, x0 = 0;    // what tap 0 of output pixel (0, 0) reads, in coordinates of the store
   bool flipped = false;  // tap u takes the weights of the last tap but u
   int splits = 1;
   // A tile is `squares` squares of 8 x 8 pixels that follow each other; tiles_w, _h and _t count squares.
@@ -145,8 +145,10 @@ __device__ void store_sums(const ConvTask& task, float (&d)[kColumns / 2], int m
       if (!to.valid) continue;
       const int64_t position =
           ((int64_t(to.b) * task.frames + to.t) * task.height + to.y) * task.width + to.x;
-      float* part = task.parts + (split * (int64_t(task.batch) * task.frames * task.height * task.width) +
-                                  position) * task.co + n0 + 2 * q;
+      float* part =
+          task.parts +
+          (split * (int64_t(task.batch) * task.frames * task.height * task.width) + position) * task.co + n0 +
+          2 * q;
 #pragma unroll
       for (int j = 0; j < kColumns / 8; ++j)
         if (8 * j < columns)
@@ -208,9 +210,9 @@ __device__ void store_sums(const ConvTask& task, float (&d)[kColumns / 2], int m
   }
 }
 
-// Products and stores of a task, in tiles of `columns` channels: by wgmma (64, 128 or 256; kernels of 3 x 3 in
-// space, parts of whole frames of the kernel), or by mma.sync (64 or 128). A tile that holds all channels of a pixel
-// can write normed.
+// Products and stores of a task, in tiles of `columns` channels: by wgmma (64, 128 or 256; kernels of 3 x 3
+// in space, parts of whole frames of the kernel), or by mma.sync (64 or 128). A tile that holds all channels
+// of a pixel can write normed.
 void conv_products_wgmma(const ConvTask& task, const Frames& x, const Tensor& w, int columns);
 void conv_products_mma(const ConvTask& task, int columns);
 inline int squares_of_wgmma(int columns) { return columns == 256 ? 2 : 4; }
@@ -224,7 +226,8 @@ struct TensorCoreConv {
   ConvTask task;
   Tensor source;  // x, or the copy
   Frames frames;
-  TensorCoreConv(const Tensor& x, const ConvGeometry& g, const std::array<int64_t, 3>& kernel, const Shape& y);
+  TensorCoreConv(const Tensor& x, const ConvGeometry& g, const std::array<int64_t, 3>& kernel,
+                 const Shape& y);
 };
 void conv3d_bf16(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvGeometry& g, Tensor& y);
 void conv3d_weight_grad_bf16(const Tensor& dy, const Tensor& x, const ConvGeometry& g, Tensor& dw);

@@ -1,5 +1,6 @@
-// The gradient of a convolution's weights on tensor cores, bf16 with sums in f32: for every tap the product of dy'
-// and x moved by the tap, summed over positions. Positions are cut into parts, whose sums are added up in order.
+// The gradient of a convolution's weights on tensor cores, bf16 with sums in f32: for every tap the product
+// of dy' and x moved by the tap, summed over positions. Positions are cut into parts, whose sums are added up
+// in order.
 #include <algorithm>
 
 #include "ops/attention_mma.cuh"
@@ -13,7 +14,7 @@ constexpr int kBoxRows = 64;  // positions of a step
 
 struct GradTask {
   CUtensorMap x, dy;
-  ConvTask task;  // x, sizes and offsets
+  ConvTask task;                                       // x, sizes and offsets
   int box_h = 8, box_w = 8, boxes_h = 0, boxes_w = 0;  // a box is kBoxRows pixels of one frame
   const __nv_bfloat16* grads = nullptr;
   float* parts = nullptr;  // [splits, co, taps, c]
@@ -77,8 +78,8 @@ __global__ void __launch_bounds__(kGradBlock, 1) grad_wgmma_kernel(const __grid_
         barrier_expect(full, int(sizeof(s.dy[0]) + sizeof(s.x[0])));
 #pragma unroll
         for (int p = 0; p < 2; ++p)
-          load_panel(&g.dy, full, s.dy[ring.stage] + p * panel_bytes(kBoxRows), co0 + p * kPanelColumns, at.x, at.y,
-                     at.b * t.frames + at.t);
+          load_panel(&g.dy, full, s.dy[ring.stage] + p * panel_bytes(kBoxRows), co0 + p * kPanelColumns, at.x,
+                     at.y, at.b * t.frames + at.t);
 #pragma unroll
         for (int p = 0; p < kC / kPanelColumns; ++p)
           load_panel(&g.x, full, s.x[ring.stage] + p * panel_bytes(kBoxRows), c0 + p * kPanelColumns,
@@ -87,7 +88,8 @@ __global__ void __launch_bounds__(kGradBlock, 1) grad_wgmma_kernel(const __grid_
     }
   } else {
     registers_up<232>();
-    const int group = int(threadIdx.x) / 128 - 1, lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
+    const int group = int(threadIdx.x) / 128 - 1, lane = int(threadIdx.x) % 32,
+              warp = int(threadIdx.x) / 32 % 4;
     float sums[kC / 2];
 #pragma unroll
     for (int i = 0; i < kC / 2; ++i) sums[i] = 0;
@@ -119,7 +121,8 @@ __global__ void __launch_bounds__(kGradBlock, 1) grad_wgmma_kernel(const __grid_
 constexpr int kMmaSide = 64, kMmaPitch = kMmaSide + 8, kMmaDepth = 32, kMmaStages = 3;
 
 __global__ void __launch_bounds__(kMmaThreads) grad_mma_kernel(const __grid_constant__ GradTask g) {
-  __shared__ alignas(16) __nv_bfloat16 dy[kMmaStages][kMmaDepth * kMmaPitch], x[kMmaStages][kMmaDepth * kMmaPitch];
+  __shared__ alignas(16) __nv_bfloat16 dy[kMmaStages][kMmaDepth * kMmaPitch],
+      x[kMmaStages][kMmaDepth * kMmaPitch];
   const ConvTask& t = g.task;
   const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int tile = int(blockIdx.x), co0 = tile / g.tiles_c * kMmaSide, c0 = tile % g.tiles_c * kMmaSide,
@@ -141,8 +144,8 @@ __global__ void __launch_bounds__(kMmaThreads) grad_mma_kernel(const __grid_cons
         const bool has_dy = real && co0 + c < t.co;
         copy_async(dy[stage] + row * kMmaPitch + c, has_dy ? g.grads + o * t.co + co0 + c : g.grads, has_dy);
         const int place = real ? t.x.at[at.t + ut] : Frames::kZero, sy = py + uy + t.y0, sx = px + ux + t.x0;
-        const bool has_x = place != Frames::kZero && c0 + c < t.c && sy >= 0 && sy < t.x.height && sx >= 0 &&
-                           sx < t.x.width;
+        const bool has_x =
+            place != Frames::kZero && c0 + c < t.c && sy >= 0 && sy < t.x.height && sx >= 0 && sx < t.x.width;
         copy_async(x[stage] + row * kMmaPitch + c,
                    has_x ? t.x.pixel(at.b, at.t + ut, sy, sx) + c0 + c : g.grads, has_x);
       }

@@ -94,8 +94,8 @@ void check_pixels(const char* who, const Frames& f, int64_t p, const Tensor& pix
   check(pixels.shape() == Shape{f.count(), f.height() * p, f.width() * p, 3} && f.channels() == 3 * p * p &&
             (pixels.dtype() == DType::u8 || pixels.dtype() == DType::f32) && pixels.is_contiguous() &&
             pixels.device() == f.any().device(),
-        who, ": pixels ", pixels.dtype(), " ", pixels.shape(), " do not fit ", f.count(), " frames of ", f.height(),
-        "x", f.width(), "x", f.channels());
+        who, ": pixels ", pixels.dtype(), " ", pixels.shape(), " do not fit ", f.count(), " frames of ",
+        f.height(), "x", f.width(), "x", f.channels());
 }
 
 void check_skip(const Frames& x, const Tensor& out) {
@@ -121,8 +121,8 @@ void skip_to_depth(const Frames& x, const Tensor& table, const BlockSize& b, con
   check(x.count() == out.dim(0) * b[0] && x.height() == out.dim(1) * b[1] && x.width() == out.dim(2) * b[2] &&
             std::max({b[0], b[1], b[2]}) <= 2 && out.dim(3) % 2 == 0 && table.dims() == 2 &&
             table.dim(0) == out.dim(3) && table.dtype() == DType::i32 && table.is_contiguous(),
-        "skip_to_depth: out has shape ", out.shape(), ", x ", x.count(), " frames of ", x.any().shape(), ", table ",
-        table.shape());
+        "skip_to_depth: out has shape ", out.shape(), ", x ", x.count(), " frames of ", x.any().shape(),
+        ", table ", table.shape());
   ON_DEVICE(out, skip_to_depth(x, table, b, out));
 }
 

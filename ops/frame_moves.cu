@@ -17,7 +17,9 @@ struct Grid {
 __device__ float unit(float v) { return v; }
 __device__ float unit(uint8_t v) { return float(v) * (1 / 127.5f) - 1; }
 __device__ void to_pixel(float v, float& to) { to = v; }
-__device__ void to_pixel(float v, uint8_t& to) { to = uint8_t(fminf(fmaxf(127.5f * v + 127.5f, 0.f), 255.f)); }
+__device__ void to_pixel(float v, uint8_t& to) {
+  to = uint8_t(fminf(fmaxf(127.5f * v + 127.5f, 0.f), 255.f));
+}
 
 // A thread per 8 channels of a patch.
 template <class T>
@@ -74,7 +76,8 @@ __global__ void __launch_bounds__(32 * kSkipWarps)
   const float share = 1 / float(group);
   for (int p = 2 * int(threadIdx.x); p < c_out; p += 64) {
     float a = 0, b = 0;
-    for (int k = 0; k < group; ++k) a += element(table[p * group + k]), b += element(table[(p + 1) * group + k]);
+    for (int k = 0; k < group; ++k)
+      a += element(table[p * group + k]), b += element(table[(p + 1) * group + k]);
     *reinterpret_cast<uint32_t*>(out + row * c_out + p) = two_bf16(a * share, b * share);
   }
 }
@@ -93,7 +96,8 @@ __global__ void __launch_bounds__(32 * kSkipWarps)
     const auto values = load_pack<__nv_bfloat16, kCells>(from + c * kCells);
 #pragma unroll
     for (int cell = 0; cell < kCells; ++cell) {
-      const int t = at.t * st + cell / (sh * sw) - drop, y = at.y * sh + cell / sw % sh, px = at.x * sw + cell % sw;
+      const int t = at.t * st + cell / (sh * sw) - drop, y = at.y * sh + cell / sw % sh,
+                px = at.x * sw + cell % sw;
       if (t < 0) continue;
       __nv_bfloat16* to = out + ((int64_t(t) * grid.height * sh + y) * grid.width * sw + px) * c_out;
       for (int o = c; o < c_out; o += channels) to[o] = values.v[cell];

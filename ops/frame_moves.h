@@ -12,9 +12,9 @@ void patch_frames(const Tensor& pixels, int64_t p, const Frames& to);
 // And back; u8 is 127.5 v + 127.5, cut to 0 .. 255 and rounded down.
 void unpatch_frames(const Frames& x, int64_t p, const Tensor& pixels);
 
-// Dense `out` [T', H', W', C'] of blocks of x: channel p of out is the mean over k of the elements of its block
-// that table[p, k] names: kCellStep cell + channel, where cell = (dt sh + dh) sw + dw and channel is the place in
-// x. table is i32 [C', group] on x's device; every side of a block is 1 or 2.
+// Dense `out` [T', H', W', C'] of blocks of x: channel p of out is the mean over k of the elements of its
+// block that table[p, k] names: kCellStep cell + channel, where cell = (dt sh + dh) sw + dw and channel is
+// the place in x. table is i32 [C', group] on x's device; every side of a block is 1 or 2.
 constexpr int32_t kCellStep = 1 << 16;
 void skip_to_depth(const Frames& x, const Tensor& table, const BlockSize& block, const Tensor& out);
 // Dense `out` [T st - drop, H sh, W sw, C']: channel o is channel (o mod C / cells) of depth to space of x,

@@ -1,5 +1,5 @@
 """Times PyTorch's 3-D convolution (cuDNN) on the shapes of LTX-2's video autoencoder at 1280x704, 24 frames at a
-time, bf16: the peer of `rivulet bench-vae --layers`. Usage: conv3d_torch.py [OUT.json]"""
+time, bf16: the peer of the products in `rivulet bench-vae`. Usage: conv3d_torch.py [OUT.json]"""
 import json
 import sys
 

@@ -47,8 +47,8 @@ void copy(const CausalConv3d& from, const Order& in, const Order& out, const Pac
   to.bias.copy_from(rows(from.bias.detach(), out).to(to.bias.device()));
 }
 
-// Channel o of space to depth of x is the mean of its elements o g to (o + 1) g, counted channel by channel and
-// within one cell by cell. `order` is that of x, `next` that of the result.
+// Channel o of space to depth of x is the mean of its elements o g to (o + 1) g, counted channel by channel
+// and within one cell by cell. `order` is that of x, `next` that of the result.
 Tensor skip_table(const Order& order, const Order& next, int64_t cells) {
   Order place(order.size());
   for (size_t i = 0; i < order.size(); ++i) place[size_t(order[i])] = int64_t(i);
@@ -151,7 +151,8 @@ void PackedVae::copy_from(const VideoVae& vae) {
   for (size_t i = 0; i < config_.decoder.size(); ++i) {
     const auto& from = vae.decoder.up_blocks[i];
     const int64_t cells = cells_of(decoder.stages[i].stride);
-    copy(from.upsamplers[0].conv, order, cells_first(config_.decoder[i].width, cells), decoder.stages[i].sampler);
+    copy(from.upsamplers[0].conv, order, cells_first(config_.decoder[i].width, cells),
+         decoder.stages[i].sampler);
     order = plain(config_.decoder[i].width);
     blocks(from.resnets, order, decoder.stages[i + 1]);
   }
@@ -172,7 +173,8 @@ void PackedVae::fill_random(Rng& rng) {
 int64_t PackedVae::weight_bytes() const {
   int64_t bytes = 0;
   for (const PackedHalf* half : {&encoder, &decoder})
-    each_conv(const_cast<PackedHalf&>(*half), [&](PackedConv& c, bool) { bytes += c.w.bytes() + c.bias.bytes(); });
+    each_conv(const_cast<PackedHalf&>(*half),
+              [&](PackedConv& c, bool) { bytes += c.w.bytes() + c.bias.bytes(); });
   return bytes;
 }
 

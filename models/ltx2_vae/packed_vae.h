@@ -1,6 +1,6 @@
-// A video autoencoder laid out for inference (models/ltx2_vae/vae_stream.h): weights of one dtype in the order
-// that the convolutions read, their channels reordered so that blocks of pixels move into channels and back in
-// whole runs. The order of a level's channels does not matter to what lies between its convolutions.
+// A video autoencoder laid out for inference (models/ltx2_vae/vae_stream.h): weights of one dtype in the
+// order that the convolutions read, their channels reordered so that blocks of pixels move into channels and
+// back in whole runs. The order of a level's channels does not matter to what lies between its convolutions.
 #pragma once
 
 #include "models/ltx2_vae/vae.h"

@@ -65,7 +65,8 @@ int64_t VaeStream::scratch_needed(const Half& half, int64_t frames) const {
   // The residual stream and the inputs of two convolutions, at the size where that is most.
   int64_t most = 0;
   for (const Pool& p : half.pools) {
-    const int64_t frame = (p.height + 2 * half.rim) * (p.width + 2 * half.rim) * p.channels * size_of(vae_.dtype());
+    const int64_t frame =
+        (p.height + 2 * half.rim) * (p.width + 2 * half.rim) * p.channels * size_of(vae_.dtype());
     most = std::max(most, frame * std::max<int64_t>(frames, 1));
     if (&p == &half.pools[0]) continue;
     const BlockSize stride = half.packed->stages[size_t(&p - half.pools.data()) - 1].stride;
@@ -81,8 +82,8 @@ VaeStream::VaeStream(const PackedVae& vae, const Options& options)
           [&] {
             const VideoVaeConfig& c = vae.config();
             const int64_t s = c.spatial();
-            check(options.height > 0 && options.width > 0 && options.height % s == 0 && options.width % s == 0 &&
-                      options.most_latents > 0,
+            check(options.height > 0 && options.width > 0 && options.height % s == 0 &&
+                      options.width % s == 0 && options.most_latents > 0,
                   "vae stream: frames of ", options.height, "x", options.width, ", must be multiples of ", s,
                   "; ", options.most_latents, " latents at a time");
             int64_t bytes = 1 << 20;
@@ -164,8 +165,8 @@ class VaeStream::Run {
     f.rim = half_.rim;
     f.border = packed_.border;
     if (shared > 0)
-      f.stores[0] = Tensor({shared, p.height + 2 * f.rim, p.width + 2 * f.rim, p.channels}, owner_.vae_.dtype(),
-                           owner_.vae_.device());
+      f.stores[0] = Tensor({shared, p.height + 2 * f.rim, p.width + 2 * f.rim, p.channels},
+                           owner_.vae_.dtype(), owner_.vae_.device());
     f.stores[1] = p.store;
     for (int64_t t = 0; t < T; ++t) f.at.push_back(t < shared ? int16_t(t) : int16_t(-1 - p.take()));
     in.all = f;
@@ -252,13 +253,15 @@ class VaeStream::Run {
 
 Tensor VaeStream::encode_some(const Tensor& pixels) {
   const VideoVaeConfig& c = vae_.config();
-  const int64_t T = pixels.dim(0), latents = encoder_.started ? T / c.temporal() : c.latents_of(T), s = c.spatial();
+  const int64_t T = pixels.dim(0), latents = encoder_.started ? T / c.temporal() : c.latents_of(T),
+                s = c.spatial();
   const Tensor out({1, c.latent_channels, latents, options_.height / s, options_.width / s}, DType::f32,
                    vae_.device());
   std::optional<ArenaScope> scope;
   arena_.reset();
   if (vae_.device() == Device::cuda) scope.emplace(arena_);
-  Tensor means({latents, options_.height / s, options_.width / s, c.latent_channels}, vae_.dtype(), vae_.device());
+  Tensor means({latents, options_.height / s, options_.width / s, c.latent_channels}, vae_.dtype(),
+               vae_.device());
   Run(*this, encoder_)
       .through(
           T, [&](const Frames& f) { patch_frames(pixels, c.patch, f); },
@@ -266,7 +269,8 @@ Tensor VaeStream::encode_some(const Tensor& pixels) {
             check(frames == latents, "vae stream: ", frames, " latents of ", T, " frames");
             return Frames(means);
           });
-  out.copy_from(((means.to(DType::f32) - vae_.latents_mean) / vae_.latents_std).permute({3, 0, 1, 2}).unsqueeze(0));
+  out.copy_from(
+      ((means.to(DType::f32) - vae_.latents_mean) / vae_.latents_std).permute({3, 0, 1, 2}).unsqueeze(0));
   if (hook_) hook_("latents out");
   return out;
 }
@@ -283,13 +287,15 @@ Tensor VaeStream::decode_some(const Tensor& latents, DType dtype) {
       .through(
           T,
           [&](const Frames& f) {
-            const Tensor mu = latents.select(0, 0).permute({1, 2, 3, 0}) * vae_.latents_std + vae_.latents_mean;
+            const Tensor mu =
+                latents.select(0, 0).permute({1, 2, 3, 0}) * vae_.latents_std + vae_.latents_mean;
             copy_frames(Frames(mu.to(vae_.dtype()).contiguous()), f);
           },
           [&](int64_t count) {
             check(count == frames, "vae stream: ", count, " frames of ", T, " latents");
-            patches = Tensor({frames, options_.height / c.patch, options_.width / c.patch, 3 * c.patch * c.patch},
-                             vae_.dtype(), vae_.device());
+            patches =
+                Tensor({frames, options_.height / c.patch, options_.width / c.patch, 3 * c.patch * c.patch},
+                       vae_.dtype(), vae_.device());
             return Frames(patches);
           });
   unpatch_frames(Frames(patches), c.patch, out);
@@ -303,9 +309,10 @@ Tensor VaeStream::encode(const Tensor& pixels) {
   check(options_.encode, "vae stream: made without its encoder");
   check(pixels.dims() == 4 && pixels.dim(1) == options_.height && pixels.dim(2) == options_.width &&
             pixels.dim(3) == 3,
-        "vae stream: pixels have shape ", pixels.shape(), ", wanted [T, ", options_.height, ", ", options_.width,
-        ", 3]");
-  const int64_t T = pixels.dim(0), first = encoder_.started ? 0 : 1, step = options_.most_latents * c.temporal();
+        "vae stream: pixels have shape ", pixels.shape(), ", wanted [T, ", options_.height, ", ",
+        options_.width, ", 3]");
+  const int64_t T = pixels.dim(0), first = encoder_.started ? 0 : 1,
+                step = options_.most_latents * c.temporal();
   check(T > 0 && (T - first) % c.temporal() == 0, "vae stream: ", T, " frames, must be ",
         first ? "1 and " : "", "a multiple of ", c.temporal());
   Tensors parts;
@@ -323,8 +330,9 @@ Tensor VaeStream::decode(const Tensor& latents, DType dtype) {
   const VideoVaeConfig& c = vae_.config();
   const int64_t s = c.spatial();
   check(options_.decode, "vae stream: made without its decoder");
-  check(latents.dims() == 5 && latents.dim(0) == 1 && latents.dim(1) == c.latent_channels && latents.dim(2) > 0 &&
-            latents.dim(3) * s == options_.height && latents.dim(4) * s == options_.width,
+  check(latents.dims() == 5 && latents.dim(0) == 1 && latents.dim(1) == c.latent_channels &&
+            latents.dim(2) > 0 && latents.dim(3) * s == options_.height &&
+            latents.dim(4) * s == options_.width,
         "vae stream: latents have shape ", latents.shape(), ", wanted [1, ", c.latent_channels, ", T, ",
         options_.height / s, ", ", options_.width / s, "]");
   Tensors parts;
