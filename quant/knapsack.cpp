@@ -21,7 +21,7 @@ bool fits(double cost, double budget) { return cost <= budget + kSlack * std::ab
 struct Vertex {
   double value = kInfinity;  // infinite: nothing fits the budget
   double price = 0;          // what one unit of budget is worth
-  Choice choice;             // of the cheaper options
+  Assignment choice;             // of the cheaper options
   int mixed = -1, dearer = 0;
   double share = 0;  // of the dearer option in unit `mixed`
 };
@@ -90,7 +90,8 @@ Vertex linear_knapsack(const std::vector<int64_t>& first, const std::vector<char
   return v;
 }
 
-// The largest s <= 1 with matrix - s * diag positive definite, a little below it.
+// Not far below the largest s <= 1 with matrix - s * diag positive definite, so that it is well away from
+// singular there.
 double diagonal_shift(const Matrix& m, const std::vector<double>& diag) {
   const auto holds = [&](double s) {
     Matrix a = m;
@@ -103,12 +104,13 @@ double diagonal_shift(const Matrix& m, const std::vector<double>& diag) {
     const double middle = (low + high) / 2;
     (holds(middle) ? low : high) = middle;
   }
-  return low;
+  return low - 1e-3;
 }
 
 // Raises the entries of `shift` one after the other as far as m - diag(shift) stays positive definite:
-// (m + t e e') is singular at t = -1 / inverse(i, i). Half of it at a time, so that the first do not take all.
-void raise_shift(const Matrix& m, std::vector<double>& shift) {
+// (m + t e e') is singular at t = -1 / inverse(i, i). Half of it at a time, so that the first do not take all;
+// nothing where little is left, measured by `scale`, or rounding would take over.
+void raise_shift(const Matrix& m, const std::vector<double>& scale, std::vector<double>& shift) {
   Matrix a = m;
   for (int64_t i = 0; i < a.n; ++i) a(i, i) -= shift[size_t(i)];
   Matrix inverse = inverse_spd(a);
@@ -116,6 +118,7 @@ void raise_shift(const Matrix& m, std::vector<double>& shift) {
   for (int pass = 0; pass < 4; ++pass)
     for (int64_t i = 0; i < m.n; ++i) {
       const double t = 0.5 / inverse(i, i);
+      if (!(t > 1e-4 * scale[size_t(i)])) continue;
       shift[size_t(i)] += t;
       for (int64_t j = 0; j < m.n; ++j) column[size_t(j)] = inverse(i, j);
       const double scale = t / (1 - t * column[size_t(i)]);
@@ -128,7 +131,7 @@ void raise_shift(const Matrix& m, std::vector<double>& shift) {
 
 }  // namespace
 
-ChoiceSolver::ChoiceSolver(ChoiceProblem problem) : problem_(std::move(problem)) {
+PolicySolver::PolicySolver(PolicyProblem problem) : problem_(std::move(problem)) {
   check_problem(problem_);
   first_.push_back(0);
   for (const auto& unit : problem_.units) first_.push_back(first_.back() + int64_t(unit.size()));
@@ -139,7 +142,7 @@ ChoiceSolver::ChoiceSolver(ChoiceProblem problem) : problem_(std::move(problem))
 
   std::vector<int64_t> row, unit;
   for (size_t u = 0; u < problem_.units.size(); ++u)
-    for (const ChoiceOption& o : problem_.units[u]) row.push_back(o.error), unit.push_back(int64_t(u));
+    for (const PolicyOption& o : problem_.units[u]) row.push_back(o.error), unit.push_back(int64_t(u));
   q_ = Matrix(n);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j)
@@ -165,7 +168,7 @@ ChoiceSolver::ChoiceSolver(ChoiceProblem problem) : problem_(std::move(problem))
   }
   std::vector<double> shift(scale);
   for (double& s : shift) s *= best;
-  raise_shift(convex_, shift);
+  raise_shift(convex_, scale, shift);
   linear_.resize(size_t(n));
   for (int64_t i = 0; i < n; ++i) {
     convex_(i, i) -= shift[size_t(i)];
@@ -174,7 +177,7 @@ ChoiceSolver::ChoiceSolver(ChoiceProblem problem) : problem_(std::move(problem))
 }
 
 // Part of the search space: the options that are still allowed, and the least error they may have.
-struct ChoiceSolver::Node {
+struct PolicySolver::Node {
   std::vector<char> allowed;
   double bound = 0;
   std::vector<float> x;  // where the parent's relaxation ended
@@ -183,13 +186,13 @@ struct ChoiceSolver::Node {
 };
 
 // The relaxed costs of a node: those of the options alone plus equal parts of the shared ones.
-struct ChoiceSolver::Relaxed {
+struct PolicySolver::Relaxed {
   std::vector<double> cost;
   double paid = 0;  // shared costs that are certain
-  Relaxed(const ChoiceSolver& solver, const std::vector<char>& allowed) {
-    const ChoiceProblem& p = solver.problem_;
+  Relaxed(const PolicySolver& solver, const std::vector<char>& allowed) {
+    const PolicyProblem& p = solver.problem_;
     for (const auto& unit : p.units)
-      for (const ChoiceOption& o : unit) cost.push_back(o.cost);
+      for (const PolicyOption& o : unit) cost.push_back(o.cost);
     for (const SharedCost& s : p.shared) {
       std::vector<int> may(p.units.size(), 0);
       for (const auto& [u, f] : s.users) may[size_t(u)] += allowed[size_t(solver.at(size_t(u), f))];
@@ -210,7 +213,7 @@ struct ChoiceSolver::Relaxed {
 
 // Sharpens node.bound, drops options that cannot beat `best`, and picks the unit to branch on. `rounded` is a
 // choice near the relaxed minimum, not always within the budget. False when nothing can beat `best`.
-bool ChoiceSolver::bound(Node& node, double budget, double best, int64_t iterations, Choice& rounded) const {
+bool PolicySolver::bound(Node& node, double budget, double best, int64_t iterations, Assignment& rounded) const {
   const int64_t n = first_.back();
   const size_t units = problem_.units.size();
   const Relaxed relaxed(*this, node.allowed);
@@ -291,7 +294,7 @@ bool ChoiceSolver::bound(Node& node, double budget, double best, int64_t iterati
   return true;
 }
 
-Choice ChoiceSolver::improve(Choice z, double budget) const {
+Assignment PolicySolver::improve(Assignment z, double budget) const {
   const size_t units = problem_.units.size();
   std::vector<double> h(static_cast<size_t>(first_.back()));
   const auto change = [&](size_t u, int f) {  // of the error, when unit u takes f
@@ -327,9 +330,9 @@ Choice ChoiceSolver::improve(Choice z, double budget) const {
       for (int f = 0; f < int(problem_.units[u].size()); ++f)
         if (f != z[u]) moves.push_back({u, f, change(u, f), extra(u, f)});
     double best = -least;
-    Choice next;
+    Assignment next;
     const auto take = [&](double error, const Move& a, const Move* b) {
-      Choice other = z;
+      Assignment other = z;
       other[a.unit] = a.to;
       if (b) other[b->unit] = b->to;
       // With shared costs the sum of two extras is not exact, so the pair is priced again.
@@ -355,19 +358,30 @@ Choice ChoiceSolver::improve(Choice z, double budget) const {
   }
 }
 
-Solution ChoiceSolver::solve(double budget, const SolveOptions& options) const {
-  Choice best = cheapest(problem_);
+Solution PolicySolver::solve(double budget, const SolveOptions& options) const {
+  Assignment best = cheapest(problem_);
   check(fits(cost_of(problem_, best), budget), "policy search: the budget is ", budget,
         ", the cheapest policy costs ", cost_of(problem_, best));
   double error = kInfinity;
-  const auto offer = [&](const Choice& z) {
+  const auto offer = [&](const Assignment& z) {
     if (!fits(cost_of(problem_, z), budget)) return;
-    const Choice better = improve(z, budget);
+    const Assignment better = improve(z, budget);
     if (const double e = error_of(problem_, better); e < error) error = e, best = better;
   };
   offer(best);
   if (!options.start.empty()) offer(options.start);
-  if (const Choice z = most_accurate(problem_); fits(cost_of(problem_, z), budget)) offer(z);
+  if (const Assignment z = most_accurate(problem_); fits(cost_of(problem_, z), budget)) offer(z);
+
+  // What single and paired changes cannot reach, a few random ones and then those often do.
+  Rng kicks{0x6b69636bu};
+  for (int64_t i = 0; i < options.kicks; ++i) {
+    Assignment z = best;
+    for (int k = 0; k < 4; ++k) {
+      const size_t u = size_t(kicks.below(int64_t(z.size())));
+      z[u] = int(kicks.below(int64_t(problem_.units[u].size())));
+    }
+    offer(z);
+  }
 
   const auto worse = [](const Node& a, const Node& b) {
     return a.bound != b.bound ? a.bound > b.bound : a.order > b.order;
@@ -375,7 +389,7 @@ Solution ChoiceSolver::solve(double budget, const SolveOptions& options) const {
   std::priority_queue<Node, std::vector<Node>, decltype(worse)> open(worse);
   Solution out;
   double closed = kInfinity;  // the least bound of a part that was left unfinished
-  Choice rounded;
+  Assignment rounded;
   const auto visit = [&](Node node, int64_t iterations) {
     ++out.nodes;
     node.order = out.nodes;
@@ -385,7 +399,7 @@ Solution ChoiceSolver::solve(double budget, const SolveOptions& options) const {
       open.push(std::move(node));
       return;
     }
-    Choice z(problem_.units.size());
+    Assignment z(problem_.units.size());
     for (size_t u = 0; u < z.size(); ++u)
       while (!node.allowed[size_t(at(u, z[u]))]) ++z[u];
     offer(z);
@@ -414,9 +428,9 @@ Solution ChoiceSolver::solve(double budget, const SolveOptions& options) const {
   return out;
 }
 
-std::vector<Solution> pareto_front(const ChoiceSolver& solver, int64_t count,
+std::vector<Solution> pareto_front(const PolicySolver& solver, int64_t count,
                                    const std::vector<double>& more, const SolveOptions& options) {
-  const ChoiceProblem& p = solver.problem();
+  const PolicyProblem& p = solver.problem();
   const double low = cost_of(p, cheapest(p)), high = std::max(low, cost_of(p, most_accurate(p)));
   std::vector<double> budgets = more;
   for (int64_t i = 0; i < count; ++i)

@@ -8,18 +8,19 @@
 // more than they cost.
 #pragma once
 
-#include "quant/choice.h"
+#include "quant/problem.h"
 
 namespace rivulet {
 
 struct SolveOptions {
   double gap = 1e-9;     // stop when error and bound are this near, relative to the error
   int64_t nodes = 4000;  // and at the latest after so many nodes; the rest of the gap is reported
-  Choice start = {};     // a choice within the budget to start from, when one is known
+  int64_t kicks = 40;    // random restarts of improve() before the tree
+  Assignment start = {};  // a choice within the budget to start from, when one is known
 };
 
 struct Solution {
-  Choice choice;
+  Assignment choice;
   double cost = 0, error = 0;
   double bound = 0;  // no choice within the budget has less error
   int64_t nodes = 0;
@@ -28,24 +29,24 @@ struct Solution {
 };
 
 // Prepared once per problem, then solved for any number of budgets.
-class ChoiceSolver {
+class PolicySolver {
  public:
   // Throws as check_problem does.
-  explicit ChoiceSolver(ChoiceProblem problem);
-  const ChoiceProblem& problem() const { return problem_; }
+  explicit PolicySolver(PolicyProblem problem);
+  const PolicyProblem& problem() const { return problem_; }
 
   // Throws when cheapest() is above the budget.
   Solution solve(double budget, const SolveOptions& options = {}) const;
   // The best single changes and pairs of changes within the budget, until there are none.
-  Choice improve(Choice choice, double budget) const;
+  Assignment improve(Assignment choice, double budget) const;
 
  private:
   struct Node;
   struct Relaxed;
-  bool bound(Node& node, double budget, double best, int64_t iterations, Choice& rounded) const;
+  bool bound(Node& node, double budget, double best, int64_t iterations, Assignment& rounded) const;
   int64_t at(size_t unit, int option) const { return first_[unit] + option; }
 
-  ChoiceProblem problem_;
+  PolicyProblem problem_;
   std::vector<int64_t> first_;            // of each unit's options in one list of all
   Matrix q_;                              // the Gram matrix over that list
   Matrix convex_;                         // q_ - D, with the products inside a unit chosen freely
@@ -55,7 +56,7 @@ class ChoiceSolver {
 
 // Solutions for `count` budgets, evenly spaced from the cheapest policy's cost to the most accurate one's, and
 // for `more` budgets; in order of cost, without those that another one beats in both.
-std::vector<Solution> pareto_front(const ChoiceSolver& solver, int64_t count,
+std::vector<Solution> pareto_front(const PolicySolver& solver, int64_t count,
                                    const std::vector<double>& more = {}, const SolveOptions& options = {});
 
 }  // namespace rivulet

@@ -1,10 +1,9 @@
-#include "quant/choice.h"
+#include "quant/knapsack.h"
 
 #include <doctest/doctest.h>
 
 #include <cmath>
 
-#include "quant/knapsack.h"
 #include "tensor/error.h"
 
 using namespace rivulet;
@@ -13,11 +12,11 @@ namespace {
 
 // `units` units of `options` options: option 0 costs most and has no error, dearer options have smaller error
 // vectors in a space of few dimensions, so that interactions of both signs are strong.
-ChoiceProblem random_problem(Rng& rng, int64_t units, int64_t options, int64_t dims, bool shared) {
-  ChoiceProblem p;
+PolicyProblem random_problem(Rng& rng, int64_t units, int64_t options, int64_t dims, bool shared) {
+  PolicyProblem p;
   std::vector<std::vector<double>> errors;
   for (int64_t u = 0; u < units; ++u) {
-    std::vector<ChoiceOption> list = {{8 * rng.uniform(0.5, 2), -1}};
+    std::vector<PolicyOption> list = {{8 * rng.uniform(0.5, 2), -1}};
     for (int64_t f = 1; f < options; ++f) {
       list.push_back({list[0].cost * rng.uniform(0.1, 0.8), int64_t(errors.size())});
       std::vector<double> e;
@@ -40,8 +39,8 @@ ChoiceProblem random_problem(Rng& rng, int64_t units, int64_t options, int64_t d
 }
 
 // The least error within the budget, by trying everything.
-double brute_force(const ChoiceProblem& p, double budget) {
-  Choice z(p.units.size(), 0);
+double brute_force(const PolicyProblem& p, double budget) {
+  Assignment z(p.units.size(), 0);
   double best = INFINITY;
   for (bool more = true; more;) {
     if (cost_of(p, z) <= budget) best = std::min(best, error_of(p, z));
@@ -57,7 +56,7 @@ double brute_force(const ChoiceProblem& p, double budget) {
 }  // namespace
 
 TEST_CASE("costs and errors of a choice, by hand") {
-  ChoiceProblem p;
+  PolicyProblem p;
   p.units = {{{10, -1}, {4, 0}}, {{20, -1}, {5, 1}, {8, 2}}};
   p.shared = {{3, {{0, 1}, {1, 1}}}};
   p.gram = Matrix(3);
@@ -72,8 +71,8 @@ TEST_CASE("costs and errors of a choice, by hand") {
   CHECK(error_of(p, {1, 2}) == 4 + 1 + 4);
   CHECK(diagonal_error_of(p, {1, 1}) == 13);
   CHECK(error_of(diagonal_problem(p), {1, 1}) == 13);
-  CHECK(cheapest(p) == Choice{1, 1});
-  CHECK(most_accurate(p) == Choice{0, 0});
+  CHECK(cheapest(p) == Assignment{1, 1});
+  CHECK(most_accurate(p) == Assignment{0, 0});
   p.gram(0, 1) = 7;
   CHECK_THROWS_AS(check_problem(p), Error);
 }
@@ -82,8 +81,8 @@ TEST_CASE("the solver finds what brute force finds, and its bound holds") {
   Rng rng{5};
   int64_t proven = 0, below = 0;
   for (int round = 0; round < 40; ++round) {
-    const ChoiceProblem p = random_problem(rng, 7, 4, 1 + rng.below(20), round % 2 == 1);
-    const ChoiceSolver solver(p);
+    const PolicyProblem p = random_problem(rng, 7, 4, 4 + rng.below(20), round % 2 == 1);
+    const PolicySolver solver(p);
     const double low = cost_of(p, cheapest(p)), high = cost_of(p, most_accurate(p));
     for (const double part : {0.0, 0.1, 0.35, 0.7, 0.95}) {
       const double budget = low + part * (high - low), best = brute_force(p, budget);
@@ -106,8 +105,8 @@ TEST_CASE("the solver finds what brute force finds, and its bound holds") {
 
 TEST_CASE("without interactions the bound at the root is that of the linear problem") {
   Rng rng{11};
-  const ChoiceProblem p = diagonal_problem(random_problem(rng, 40, 5, 30, false));
-  const ChoiceSolver solver(p);
+  const PolicyProblem p = diagonal_problem(random_problem(rng, 40, 5, 30, false));
+  const PolicySolver solver(p);
   const double low = cost_of(p, cheapest(p)), high = cost_of(p, most_accurate(p));
   const Solution s = solver.solve((low + high) / 2);
   CHECK(s.gap() < 1e-8);
@@ -120,16 +119,16 @@ TEST_CASE("without interactions the bound at the root is that of the linear prob
 
 TEST_CASE("a larger problem: the gap is reported, and every other policy respects the bound") {
   Rng rng{3};
-  const ChoiceProblem p = random_problem(rng, 30, 5, 200, true);
-  const ChoiceSolver solver(p);
+  const PolicyProblem p = random_problem(rng, 30, 5, 1500, true);
+  const PolicySolver solver(p);
   const double low = cost_of(p, cheapest(p)), high = cost_of(p, most_accurate(p));
   const double budget = low + 0.4 * (high - low);
   const Solution s = solver.solve(budget, {.gap = 0.01, .nodes = 300});
   CHECK(s.bound > 0);
-  CHECK(s.gap() < 0.5);
+  CHECK(s.gap() < 0.2);
   double nearest = INFINITY;
   for (int i = 0; i < 300; ++i) {
-    const Choice z = random_choice(p, budget, rng, 0.01 * budget);
+    const Assignment z = random_assignment(p, budget, rng, 0.01 * budget);
     REQUIRE(cost_of(p, z) <= budget * (1 + 1e-9));
     CHECK(cost_of(p, z) >= 0.97 * budget);
     CHECK(error_of(p, z) >= s.bound);
@@ -144,8 +143,8 @@ TEST_CASE("a larger problem: the gap is reported, and every other policy respect
 
 TEST_CASE("the front falls, and is what the solver says at each budget") {
   Rng rng{17};
-  const ChoiceProblem p = random_problem(rng, 6, 4, 8, true);
-  const ChoiceSolver solver(p);
+  const PolicyProblem p = random_problem(rng, 6, 4, 8, true);
+  const PolicySolver solver(p);
   const auto front = pareto_front(solver, 25);
   REQUIRE(front.size() > 5);
   for (size_t i = 0; i < front.size(); ++i) {

@@ -1,4 +1,4 @@
-#include "quant/choice.h"
+#include "quant/problem.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,16 +8,16 @@
 namespace rivulet {
 namespace {
 
-int64_t row_of(const ChoiceProblem& p, size_t unit, int option) {
+int64_t row_of(const PolicyProblem& p, size_t unit, int option) {
   return p.units[unit][size_t(option)].error;
 }
 
 }  // namespace
 
-void check_problem(const ChoiceProblem& p) {
+void check_problem(const PolicyProblem& p) {
   for (size_t u = 0; u < p.units.size(); ++u) {
     check(!p.units[u].empty(), "policy search: unit ", u, " has no options");
-    for (const ChoiceOption& o : p.units[u]) {
+    for (const PolicyOption& o : p.units[u]) {
       check(std::isfinite(o.cost) && o.cost >= 0, "policy search: an option of unit ", u, " costs ", o.cost);
       check(o.error >= -1 && o.error < p.gram.n, "policy search: an option of unit ", u, " has error row ",
             o.error, ", the matrix has ", p.gram.n);
@@ -35,7 +35,7 @@ void check_problem(const ChoiceProblem& p) {
             ") of the error matrix is ", p.gram(i, j), ", its mirror ", p.gram(j, i));
 }
 
-double cost_of(const ChoiceProblem& p, const Choice& z) {
+double cost_of(const PolicyProblem& p, const Assignment& z) {
   double cost = 0;
   for (size_t u = 0; u < p.units.size(); ++u) cost += p.units[u][size_t(z[u])].cost;
   for (const SharedCost& s : p.shared)
@@ -45,7 +45,7 @@ double cost_of(const ChoiceProblem& p, const Choice& z) {
   return cost;
 }
 
-double error_of(const ChoiceProblem& p, const Choice& z) {
+double error_of(const PolicyProblem& p, const Assignment& z) {
   std::vector<int64_t> rows;
   for (size_t u = 0; u < p.units.size(); ++u)
     if (const int64_t r = row_of(p, u, z[u]); r >= 0) rows.push_back(r);
@@ -57,22 +57,22 @@ double error_of(const ChoiceProblem& p, const Choice& z) {
   return error;
 }
 
-double diagonal_error_of(const ChoiceProblem& p, const Choice& z) {
+double diagonal_error_of(const PolicyProblem& p, const Assignment& z) {
   double error = 0;
   for (size_t u = 0; u < p.units.size(); ++u)
     if (const int64_t r = row_of(p, u, z[u]); r >= 0) error += p.gram(r, r);
   return error;
 }
 
-ChoiceProblem diagonal_problem(ChoiceProblem p) {
+PolicyProblem diagonal_problem(PolicyProblem p) {
   for (int64_t i = 0; i < p.gram.n; ++i)
     for (int64_t j = 0; j < p.gram.n; ++j)
       if (i != j) p.gram(i, j) = 0;
   return p;
 }
 
-Choice cheapest(const ChoiceProblem& p) {
-  Choice z(p.units.size(), 0);
+Assignment cheapest(const PolicyProblem& p) {
+  Assignment z(p.units.size(), 0);
   for (size_t u = 0; u < z.size(); ++u)
     for (int f = 1; f < int(p.units[u].size()); ++f)
       if (p.units[u][size_t(f)].cost < p.units[u][size_t(z[u])].cost) z[u] = f;
@@ -80,7 +80,7 @@ Choice cheapest(const ChoiceProblem& p) {
     better = false;
     for (size_t u = 0; u < z.size(); ++u)
       for (int f = 0; f < int(p.units[u].size()); ++f) {
-        Choice other = z;
+        Assignment other = z;
         other[u] = f;
         if (cost_of(p, other) < cost_of(p, z) * (1 - 1e-12)) z = other, better = true;
       }
@@ -88,8 +88,8 @@ Choice cheapest(const ChoiceProblem& p) {
   return z;
 }
 
-Choice most_accurate(const ChoiceProblem& p) {
-  Choice z(p.units.size(), 0);
+Assignment most_accurate(const PolicyProblem& p) {
+  Assignment z(p.units.size(), 0);
   const auto own = [&](size_t u, int f) {
     const int64_t r = row_of(p, u, f);
     return r < 0 ? 0.0 : p.gram(r, r);
@@ -100,15 +100,15 @@ Choice most_accurate(const ChoiceProblem& p) {
   return z;
 }
 
-Choice random_choice(const ChoiceProblem& p, double budget, Rng& rng, double tolerance, int64_t tries) {
-  const Choice low = cheapest(p);
+Assignment random_assignment(const PolicyProblem& p, double budget, Rng& rng, double tolerance, int64_t tries) {
+  const Assignment low = cheapest(p);
   check(cost_of(p, low) <= budget * (1 + 1e-12), "policy search: the budget is ", budget,
         ", the cheapest policy costs ", cost_of(p, low));
-  Choice z(p.units.size());
+  Assignment z(p.units.size());
   for (size_t u = 0; u < z.size(); ++u) z[u] = int(rng.below(int64_t(p.units[u].size())));
   double cost = cost_of(p, z);
   for (int64_t i = 0; i < tries && (cost > budget || cost < budget - tolerance); ++i) {
-    Choice other = z;
+    Assignment other = z;
     const size_t u = size_t(rng.below(int64_t(z.size())));
     other[u] = int(rng.below(int64_t(p.units[u].size())));
     const double c = cost_of(p, other);
