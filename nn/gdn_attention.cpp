@@ -25,17 +25,18 @@ GdnAttention::GdnAttention(int64_t width, int64_t heads, Device device)
       dt_bias({heads}, DType::f32, device) {}
 
 Tensor GdnAttention::operator()(const Tensor& u, const Grid& grid, const Rope& rope_table,
-                                const GdnState& start, GdnState* end) const {
+                                const GdnState& start, GdnState* end, const BlockPrecision* precision) const {
+  SharedInput in(precision, u);
   const int64_t D = u.dim(3) / heads;
   // The decay acts once a frame for the whole stream: it is not rounded to the type of the model.
   const DType wide = accumulate_dtype(u.dtype());
   const Tensor rate = softplus(gate_proj(mean(u, {2})).to(wide) + dt_bias.to(wide));
   const Tensor decay = exp(neg(exp(A_log.to(wide)) * rate));  // [B, T, nH], in (0, 1]
   const auto [out, state] =
-      gdn_fused({.q = q(u),
-                 .k = k(u),
-                 .v = v(u),
-                 .gate = output_gate(u),
+      gdn_fused({.q = linear_as(in, Layer::sa_q, q),
+                 .k = linear_as(in, Layer::sa_k, k),
+                 .v = linear_as(in, Layer::sa_v, v),
+                 .gate = linear_as(in, Layer::sa_gate, output_gate),
                  .q_norm = q_norm.weight,
                  .k_norm = k_norm.weight,
                  .cos = rope_table.cos,
@@ -45,7 +46,8 @@ Tensor GdnAttention::operator()(const Tensor& u, const Grid& grid, const Rope& r
                  .start = start},
                 /*key_scale=*/1 / std::sqrt(double(D * grid.tokens_per_frame())), kQkNormEps);
   if (end) *end = {state.kv.detach(), state.z.detach()};
-  return proj(out);
+  SharedInput mixed(precision, out);
+  return linear_as(mixed, Layer::sa_o, proj);
 }
 
 }  // namespace rivulet

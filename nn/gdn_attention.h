@@ -1,7 +1,7 @@
 // The gated delta net layer (dit.md 2): linear attention with a fixed-size state per head.
 #pragma once
 
-#include "nn/linear.h"
+#include "nn/precision.h"
 #include "ops/gdn.h"
 
 namespace rivulet {
@@ -43,8 +43,8 @@ struct GdnAttention {
 
   // u [B, T, S, C], modulated. `start` is the state after the frames before (undefined: none); the state
   // after these frames goes to *end when end is given. Returns [B, T, S, C].
-  Tensor operator()(const Tensor& u, const Grid& grid, const Rope& rope, const GdnState& start,
-                    GdnState* end) const;
+  Tensor operator()(const Tensor& u, const Grid& grid, const Rope& rope, const GdnState& start, GdnState* end,
+                    const BlockPrecision* precision = nullptr) const;
 };
 
 }  // namespace rivulet

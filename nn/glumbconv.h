@@ -29,7 +29,11 @@ struct GluMbConv {
 
   // u [B, T, S, C]. `left` is the frame before the first one at the temporal convolution's input,
   // [B, S, C] (undefined: zeros); the last such frame goes to *tail when given. Returns [B, T, S, C].
-  Tensor operator()(const Tensor& u, const Grid& grid, const Tensor& left, Tensor* tail) const;
+  Tensor operator()(const Tensor& u, const Grid& grid, const Tensor& left, Tensor* tail,
+                    const BlockPrecision* precision = nullptr) const;
+
+ private:
+  Tensor across_time(const Tensor& r, const Tensor& left, const BlockPrecision* precision) const;
 };
 
 }  // namespace rivulet

@@ -32,8 +32,8 @@ struct SoftmaxAttention {
 
   // u [B, T, S, C]; `window` holds the chunks before that may be seen, in any order. The current chunk's
   // own keys and values go to *current when given. Returns [B, T, S, C].
-  Tensor operator()(const Tensor& u, const Rope& rope, const std::vector<KeyValue>& window,
-                    KeyValue* current) const;
+  Tensor operator()(const Tensor& u, const Rope& rope, const std::vector<KeyValue>& window, KeyValue* current,
+                    const BlockPrecision* precision = nullptr) const;
 };
 
 // Cross-attention (dit.md 5): no RoPE, RMSNorm over all channels of q and k.
@@ -54,9 +54,10 @@ struct CrossAttention {
   }
 
   // Keys and values of the projected text y [B, L, C]: they depend on the prompt alone.
-  KeyValue text_keys(const Tensor& y) const;
+  KeyValue text_keys(const Tensor& y, const BlockPrecision* precision = nullptr) const;
   // h [B, T, S, C]; mask [B, L] u8, 1 for real tokens.
-  Tensor operator()(const Tensor& h, const KeyValue& text, const Tensor& mask) const;
+  Tensor operator()(const Tensor& h, const KeyValue& text, const Tensor& mask,
+                    const BlockPrecision* precision = nullptr) const;
 };
 
 }  // namespace rivulet

@@ -23,6 +23,7 @@
 #include "ops/norm.h"
 #include "ops/norm_rope.h"
 #include "ops/pixel_norm.h"
+#include "ops/quantize.h"
 #include "ops/reduce.h"
 #include "ops/residual_norm.h"
 #include "ops/rope.h"

@@ -34,6 +34,14 @@ Tensor time_features(const Tensor& t, const Tensor& weight) {
   return e.to(weight.device()).to(weight.dtype());
 }
 
+// The t of a whole batch, for a policy that depends on it.
+double one_time(const Tensor& t) {
+  const std::vector<double> all = t.to_vector();
+  check(std::equal(all.begin() + 1, all.end(), all.begin()), "dit: a policy that depends on t, and t of ",
+        all.front(), " to ", all.back(), " in one batch");
+  return all.front();
+}
+
 // Row i of a modulation table [B, Tm, rows, C], shaped to broadcast over tokens: [B, Tm, 1, C].
 Tensor row(const Tensor& table, int64_t i) { return table.slice(2, i, i + 1); }
 
@@ -79,7 +87,11 @@ TextContext Dit::text_context(const Tensor& text, const Tensor& mask) const {
   const Tensor in = text.to(y_fc1.weight.dtype());
   const Tensor y = rms_norm(y_fc2(gelu_tanh(y_fc1(in))), attention_y_norm.weight, kTextNormEps);
   TextContext context{{}, mask};
-  for (const Block& block : blocks) context.keys.push_back(block.cross_attn.text_keys(y));
+  precision.check_fits(config_.depth, config_.softmax_blocks);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const BlockPrecision here{int64_t(i), precision.at(int64_t(i), 0), rounded.get()};
+    context.keys.push_back(blocks[i].cross_attn.text_keys(y, &here));
+  }
   return context;
 }
 
@@ -97,18 +109,21 @@ struct Dit::Pass {
   const TextContext& text;
   const StreamState* past;
   StreamState* next;
+  double time;  // where the policy asks
 };
 
-Tensor Dit::self_attention(const Block& block, const Tensor& u, const Pass& pass, size_t index) const {
+Tensor Dit::self_attention(const Block& block, const Tensor& u, const Pass& pass, size_t index,
+                           const BlockPrecision* here) const {
   const BlockState* past = pass.past && pass.past->chunk > 0 ? &pass.past->blocks[index] : nullptr;
   BlockState* next = pass.next ? &pass.next->blocks[index] : nullptr;
   if (!block.softmax)
-    return block.gdn(u, pass.grid, pass.rope, past ? past->gdn : GdnState{}, next ? &next->gdn : nullptr);
+    return block.gdn(u, pass.grid, pass.rope, past ? past->gdn : GdnState{}, next ? &next->gdn : nullptr,
+                     here);
   std::vector<KeyValue> window;
   if (past)
     for (const auto& [chunk, kv] : past->window) window.push_back(kv);
   KeyValue current;
-  const Tensor out = block.attn(u, pass.rope, window, next ? &current : nullptr);
+  const Tensor out = block.attn(u, pass.rope, window, next ? &current : nullptr, here);
   if (next) {
     const int64_t chunk = pass.next->chunk - 1;
     next->window.clear();
@@ -121,15 +136,17 @@ Tensor Dit::self_attention(const Block& block, const Tensor& u, const Pass& pass
 }
 
 Tensor Dit::run_block(const Block& block, const Tensor& h_in, const Pass& pass, size_t index) const {
+  const BlockPrecision chosen{int64_t(index), precision.at(int64_t(index), pass.time), rounded.get()};
+  const BlockPrecision* here = precision.rules.empty() ? nullptr : &chosen;
   const Tensor mod = block.scale_shift_table + pass.t0;
   const BlockState* past = pass.past && pass.past->chunk > 0 ? &pass.past->blocks[index] : nullptr;
   const Tensor modulated = layer_norm_modulate(h_in, row(mod, 0), row(mod, 1), kBlockNormEps);
-  const Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated, pass, index));
+  const Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated, pass, index, here));
   const auto [after, u] =
-      gate_residual_norm(h, {}, block.cross_attn(h, pass.text.keys[index], pass.text.mask), row(mod, 3),
+      gate_residual_norm(h, {}, block.cross_attn(h, pass.text.keys[index], pass.text.mask, here), row(mod, 3),
                          row(mod, 4), kBlockNormEps);
   Tensor* tail = pass.next ? &pass.next->blocks[index].conv_tail : nullptr;
-  const Tensor branch = block.mlp(u, pass.grid, past ? past->conv_tail : Tensor(), tail);
+  const Tensor branch = block.mlp(u, pass.grid, past ? past->conv_tail : Tensor(), tail, here);
   return gate_residual(after, row(mod, 5), branch);
 }
 
@@ -138,10 +155,10 @@ Tensor Dit::run_again_in_backward(const Block& block, const Tensor& h, const Pas
   // What the block reads of the tape must be an input, to get its gradient; the rest is copied handles.
   const KeyValue keys = pass.text.keys[index];
   const auto again = [this, &block, index, grid = pass.grid, rope = pass.rope, mask = pass.text.mask,
-                      past = pass.past](const Tensors& in) -> Tensors {
+                      past = pass.past, time = pass.time](const Tensors& in) -> Tensors {
     TextContext text{std::vector<KeyValue>(index + 1), mask};
     text.keys[index] = {in[2], in[3]};
-    return {run_block(block, in[0], Pass{grid, rope, in[1], text, past, nullptr}, index)};
+    return {run_block(block, in[0], Pass{grid, rope, in[1], text, past, nullptr, time}, index)};
   };
   return checkpoint(again, {h, pass.t0, keys.k, keys.v})[0];
 }
@@ -164,9 +181,10 @@ Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text
     next->chunk += 1;
     next->frames += T;
   }
+  precision.check_fits(config_.depth, config_.softmax_blocks);
   const Pass pass{
-      grid, {cos.to(x.device()), sin.to(x.device())}, t_block(silu(temb)).reshape({B, Tm, 6, C}), text, past,
-      next};
+      grid, {cos.to(x.device()), sin.to(x.device())},  t_block(silu(temb)).reshape({B, Tm, 6, C}), text, past,
+      next, precision.depends_on_t() ? one_time(t) : 0};
 
   const Tensor in = x.to(x_embedder.weight.dtype()).permute({0, 2, 3, 4, 1});
   Tensor h = x_embedder(in.reshape({B, T, grid.tokens_per_frame(), -1}));

@@ -105,12 +105,18 @@ class Dit {
   // Keep only what goes into each block and run it again in the backward: a small part of the memory of a
   // training step for a third more work. `past` must then live until the backward is done.
   bool recompute = false;
+  // The number formats of the layers' products, rounded here and multiplied in the model's own type: how
+  // a policy is searched for and trained with. Where it depends on t, all of a batch must have one t.
+  Policy precision;
+  // Keeps rounded weights between passes that record no gradient; whoever changes a weight clears it.
+  std::shared_ptr<RoundedWeights> rounded;
 
  private:
   struct Pass;
   Tensor run_block(const Block& block, const Tensor& h, const Pass& pass, size_t index) const;
   Tensor run_again_in_backward(const Block& block, const Tensor& h, const Pass& pass, size_t index) const;
-  Tensor self_attention(const Block& block, const Tensor& u, const Pass& pass, size_t index) const;
+  Tensor self_attention(const Block& block, const Tensor& u, const Pass& pass, size_t index,
+                        const BlockPrecision* here) const;
   DitConfig config_;
 };
 
