@@ -21,7 +21,7 @@ bool fits(double cost, double budget) { return cost <= budget + kSlack * std::ab
 struct Vertex {
   double value = kInfinity;  // infinite: nothing fits the budget
   double price = 0;          // what one unit of budget is worth
-  Assignment choice;             // of the cheaper options
+  Assignment choice;         // of the cheaper options
   int mixed = -1, dearer = 0;
   double share = 0;  // of the dearer option in unit `mixed`
 };
@@ -68,7 +68,8 @@ Vertex linear_knapsack(const std::vector<int64_t>& first, const std::vector<char
     }
   }
   if (!fits(cost, budget)) {
-    std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) { return a.rate < b.rate; });
+    std::stable_sort(steps.begin(), steps.end(),
+                     [](const Step& a, const Step& b) { return a.rate < b.rate; });
     for (const Step& s : steps) {
       const size_t from = size_t(first[size_t(s.unit)] + s.from), to = size_t(first[size_t(s.unit)] + s.to);
       const double saved = c[from] - c[to];
@@ -108,8 +109,8 @@ double diagonal_shift(const Matrix& m, const std::vector<double>& diag) {
 }
 
 // Raises the entries of `shift` one after the other as far as m - diag(shift) stays positive definite:
-// (m + t e e') is singular at t = -1 / inverse(i, i). Half of it at a time, so that the first do not take all;
-// nothing where little is left, measured by `scale`, or rounding would take over.
+// (m + t e e') is singular at t = -1 / inverse(i, i). Half of it at a time, so that the first do not take
+// all; nothing where little is left, measured by `scale`, or rounding would take over.
 void raise_shift(const Matrix& m, const std::vector<double>& scale, std::vector<double>& shift) {
   Matrix a = m;
   for (int64_t i = 0; i < a.n; ++i) a(i, i) -= shift[size_t(i)];
@@ -146,7 +147,8 @@ PolicySolver::PolicySolver(PolicyProblem problem) : problem_(std::move(problem))
   q_ = Matrix(n);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j)
-      if (row[size_t(i)] >= 0 && row[size_t(j)] >= 0) q_(i, j) = problem_.gram(row[size_t(i)], row[size_t(j)]);
+      if (row[size_t(i)] >= 0 && row[size_t(j)] >= 0)
+        q_(i, j) = problem_.gram(row[size_t(i)], row[size_t(j)]);
 
   // Options without error would make the matrix singular: they get a small one that d takes back.
   double largest = 0;
@@ -161,8 +163,10 @@ PolicySolver::PolicySolver(PolicyProblem problem) : problem_(std::move(problem))
     Matrix m = q_;
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j) {
-        if (i == j) m(i, i) = scale[size_t(i)];
-        else if (unit[size_t(i)] == unit[size_t(j)]) m(i, j) *= part;
+        if (i == j)
+          m(i, i) = scale[size_t(i)];
+        else if (unit[size_t(i)] == unit[size_t(j)])
+          m(i, j) *= part;
       }
     if (const double s = diagonal_shift(m, scale); s > best) best = s, convex_ = std::move(m);
   }
@@ -213,12 +217,14 @@ struct PolicySolver::Relaxed {
 
 // Sharpens node.bound, drops options that cannot beat `best`, and picks the unit to branch on. `rounded` is a
 // choice near the relaxed minimum, not always within the budget. False when nothing can beat `best`.
-bool PolicySolver::bound(Node& node, double budget, double best, int64_t iterations, Assignment& rounded) const {
+bool PolicySolver::bound(Node& node, double budget, double best, int64_t iterations,
+                         Assignment& rounded) const {
   const int64_t n = first_.back();
   const size_t units = problem_.units.size();
   const Relaxed relaxed(*this, node.allowed);
   const double left = budget - relaxed.paid;
-  std::vector<double> x(size_t(n), 0), px(size_t(n), 0), ps(static_cast<size_t>(n)), g(static_cast<size_t>(n));
+  std::vector<double> x(size_t(n), 0), px(size_t(n), 0), ps(static_cast<size_t>(n)),
+      g(static_cast<size_t>(n));
   const auto add_column = [&](std::vector<double>& to, int64_t i, double w) {
     if (w != 0)
       for (int64_t j = 0; j < n; ++j) to[size_t(j)] += w * convex_(i, j);
@@ -278,15 +284,15 @@ bool PolicySolver::bound(Node& node, double budget, double best, int64_t iterati
   for (size_t u = 0; u < units; ++u) {
     double low = kInfinity, spread = 0;
     int count = 0;
-    const auto reduced = [&](int64_t i) {
-      return tangent[size_t(i)] + price * relaxed.cost[size_t(i)];
-    };
+    const auto reduced = [&](int64_t i) { return tangent[size_t(i)] + price * relaxed.cost[size_t(i)]; };
     for (int64_t i = first_[u]; i < first_[u + 1]; ++i)
       if (node.allowed[size_t(i)]) low = std::min(low, reduced(i));
     for (int64_t i = first_[u]; i < first_[u + 1]; ++i) {
       if (!node.allowed[size_t(i)]) continue;
-      if (minimum + reduced(i) - low >= best * (1 + 1e-9)) node.allowed[size_t(i)] = 0;
-      else spread += x[size_t(i)] * (1 - x[size_t(i)]) * (1e-12 * best + q_(i, i)), ++count;
+      if (minimum + reduced(i) - low >= best * (1 + 1e-9))
+        node.allowed[size_t(i)] = 0;
+      else
+        spread += x[size_t(i)] * (1 - x[size_t(i)]) * (1e-12 * best + q_(i, i)), ++count;
     }
     if (count > 1 && (node.branch < 0 || spread > widest)) node.branch = int(u), widest = spread;
   }
@@ -349,8 +355,7 @@ Assignment PolicySolver::improve(Assignment z, double budget) const {
           if (a.unit == b.unit || !fits(cost + a.cost + b.cost, budget)) continue;
           const int64_t a0 = at(a.unit, z[a.unit]), a1 = at(a.unit, a.to);
           const int64_t b0 = at(b.unit, z[b.unit]), b1 = at(b.unit, b.to);
-          const double error =
-              a.error + b.error + 2 * (q_(a1, b1) - q_(a1, b0) - q_(a0, b1) + q_(a0, b0));
+          const double error = a.error + b.error + 2 * (q_(a1, b1) - q_(a1, b0) - q_(a0, b1) + q_(a0, b0));
           if (error < best) take(error, a, &b);
         }
     if (next.empty()) return z;
@@ -428,8 +433,8 @@ Solution PolicySolver::solve(double budget, const SolveOptions& options) const {
   return out;
 }
 
-std::vector<Solution> pareto_front(const PolicySolver& solver, int64_t count,
-                                   const std::vector<double>& more, const SolveOptions& options) {
+std::vector<Solution> pareto_front(const PolicySolver& solver, int64_t count, const std::vector<double>& more,
+                                   const SolveOptions& options) {
   const PolicyProblem& p = solver.problem();
   const double low = cost_of(p, cheapest(p)), high = std::max(low, cost_of(p, most_accurate(p)));
   std::vector<double> budgets = more;
@@ -444,8 +449,10 @@ std::vector<Solution> pareto_front(const PolicySolver& solver, int64_t count,
     with.start = s.choice;
     if (front.empty() || s.error < front.back().error) {
       // A later policy of the same cost with less error takes the place of the one before.
-      if (!front.empty() && s.cost <= front.back().cost) front.back() = std::move(s);
-      else front.push_back(std::move(s));
+      if (!front.empty() && s.cost <= front.back().cost)
+        front.back() = std::move(s);
+      else
+        front.push_back(std::move(s));
     }
   }
   return front;

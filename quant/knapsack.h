@@ -2,8 +2,8 @@
 //
 // Branch and bound. On 0/1 points z' G z = z' (G - D) z + d' z for any diagonal D, so D is chosen as large as
 // G - D stays positive semi-definite: the relaxation to fractional options is then convex and tight. A lower
-// bound needs no exact minimum of it: a convex function lies above its tangent at any point x, and the tangent
-// is minimised exactly as a linear multiple-choice knapsack (Frank and Wolfe 1956 walk x towards that
+// bound needs no exact minimum of it: a convex function lies above its tangent at any point x, and the
+// tangent is minimised exactly as a linear multiple-choice knapsack (Frank and Wolfe 1956 walk x towards that
 // minimum). Shared costs enter the bound by equal parts to the units that may still use them, which is never
 // more than they cost.
 #pragma once
@@ -13,9 +13,9 @@
 namespace rivulet {
 
 struct SolveOptions {
-  double gap = 1e-9;     // stop when error and bound are this near, relative to the error
-  int64_t nodes = 4000;  // and at the latest after so many nodes; the rest of the gap is reported
-  int64_t kicks = 40;    // random restarts of improve() before the tree
+  double gap = 1e-9;      // stop when error and bound are this near, relative to the error
+  int64_t nodes = 4000;   // and at the latest after so many nodes; the rest of the gap is reported
+  int64_t kicks = 40;     // random restarts of improve() before the tree
   Assignment start = {};  // a choice within the budget to start from, when one is known
 };
 
@@ -54,8 +54,8 @@ class PolicySolver {
   std::vector<std::vector<int>> shares_;  // shared costs that each option uses
 };
 
-// Solutions for `count` budgets, evenly spaced from the cheapest policy's cost to the most accurate one's, and
-// for `more` budgets; in order of cost, without those that another one beats in both.
+// Solutions for `count` budgets, evenly spaced from the cheapest policy's cost to the most accurate one's,
+// and for `more` budgets; in order of cost, without those that another one beats in both.
 std::vector<Solution> pareto_front(const PolicySolver& solver, int64_t count,
                                    const std::vector<double>& more = {}, const SolveOptions& options = {});
 

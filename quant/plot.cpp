@@ -23,7 +23,8 @@ std::string join(const Parts&... parts) {
 }
 
 std::string text_at(double x, double y, const std::string& text, const char* more) {
-  return join("<text x=\"", number(x), "\" y=\"", number(y), "\" ", more, ">", html_escape(text), "</text>\n");
+  return join("<text x=\"", number(x), "\" y=\"", number(y), "\" ", more, ">", html_escape(text),
+              "</text>\n");
 }
 
 // Round values inside an axis.
@@ -57,11 +58,20 @@ double part(const Axis& a, double v) {
 std::string html_escape(const std::string& text) {
   std::string out;
   for (const char c : text) switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   return out;
 }
@@ -70,9 +80,12 @@ std::string short_number(double x) {
   if (!std::isfinite(x)) return std::isnan(x) ? "-" : x > 0 ? "inf" : "-inf";
   char text[32];
   const double size = std::abs(x);
-  if (size != 0 && (size < 1e-4 || size >= 1e6)) std::snprintf(text, sizeof text, "%.2e", x);
-  else if (size >= 100) std::snprintf(text, sizeof text, "%.0f", x);
-  else std::snprintf(text, sizeof text, "%.*f", size == 0 ? 0 : 2 - int(std::floor(std::log10(size))), x);
+  if (size != 0 && (size < 1e-4 || size >= 1e6))
+    std::snprintf(text, sizeof text, "%.2e", x);
+  else if (size >= 100)
+    std::snprintf(text, sizeof text, "%.0f", x);
+  else
+    std::snprintf(text, sizeof text, "%.*f", size == 0 ? 0 : 2 - int(std::floor(std::log10(size))), x);
   return text;
 }
 
@@ -165,8 +178,8 @@ std::string Plot::svg() const {
     out += text_at(px(t), bottom + 17, short_number(t), "text-anchor=\"middle\" class=\"tick\"");
   }
   for (const double t : ticks(y_)) {
-    out += join("<line x1=\"", number(kLeft), "\" x2=\"", number(right), "\" y1=\"", number(py(t)), "\" y2=\"",
-                number(py(t)), "\" class=\"grid\"/>");
+    out += join("<line x1=\"", number(kLeft), "\" x2=\"", number(right), "\" y1=\"", number(py(t)),
+                "\" y2=\"", number(py(t)), "\" class=\"grid\"/>");
     out += text_at(kLeft - 7, py(t) + 4, short_number(t), "text-anchor=\"end\" class=\"tick\"");
   }
   out += text_at((kLeft + right) / 2, height_ - 10, x_.label, "text-anchor=\"middle\" class=\"axis\"");
@@ -195,10 +208,10 @@ std::string svg_heat_map(const HeatMap& map) {
       // From near white over amber to dark red: darkness grows with the value, so it reads without colour.
       const int red = int(255 - 115 * std::max(0.0, w - 0.4) / 0.6), green = int(250 - 215 * w),
                 blue = int(238 - 200 * std::min(1.0, 1.4 * w));
-      out += join("<rect x=\"", number(kNames + kCell * double(c) + 1), "\" y=\"", number(y + 1), "\" width=\"",
-                  number(kCell - 2), "\" height=\"", number(kRowHeight - 2), "\" rx=\"3\" fill=\"rgb(",
-                  std::to_string(red), ",", std::to_string(green), ",", std::to_string(blue), ")\"><title>",
-                  html_escape(map.titles[r][c]), "</title></rect>");
+      out += join("<rect x=\"", number(kNames + kCell * double(c) + 1), "\" y=\"", number(y + 1),
+                  "\" width=\"", number(kCell - 2), "\" height=\"", number(kRowHeight - 2),
+                  "\" rx=\"3\" fill=\"rgb(", std::to_string(red), ",", std::to_string(green), ",",
+                  std::to_string(blue), ")\"><title>", html_escape(map.titles[r][c]), "</title></rect>");
       out += text_at(kNames + kCell * (double(c) + 0.5), y + 16, map.marks[r][c],
                      w > 0.6 ? "text-anchor=\"middle\" class=\"mark\" fill=\"#fff\" pointer-events=\"none\""
                              : "text-anchor=\"middle\" class=\"mark\" fill=\"#222\" pointer-events=\"none\"");

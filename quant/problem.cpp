@@ -100,7 +100,8 @@ Assignment most_accurate(const PolicyProblem& p) {
   return z;
 }
 
-Assignment random_assignment(const PolicyProblem& p, double budget, Rng& rng, double tolerance, int64_t tries) {
+Assignment random_assignment(const PolicyProblem& p, double budget, Rng& rng, double tolerance,
+                             int64_t tries) {
   const Assignment low = cheapest(p);
   check(cost_of(p, low) <= budget * (1 + 1e-12), "policy search: the budget is ", budget,
         ", the cheapest policy costs ", cost_of(p, low));

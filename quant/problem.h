@@ -52,6 +52,6 @@ Assignment most_accurate(const PolicyProblem& problem);
 // of one unit lead there. All units are drawn alike, so the draw does not know which ones are sensitive.
 // Throws when cheapest() is above the budget.
 Assignment random_assignment(const PolicyProblem& problem, double budget, Rng& rng, double tolerance,
-                     int64_t tries = 20000);
+                             int64_t tries = 20000);
 
 }  // namespace rivulet
