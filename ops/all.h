@@ -24,6 +24,7 @@
 #include "ops/norm_rope.h"
 #include "ops/pixel_norm.h"
 #include "ops/quantize.h"
+#include "ops/quantized_linear.h"
 #include "ops/reduce.h"
 #include "ops/residual_norm.h"
 #include "ops/rope.h"

@@ -50,6 +50,17 @@ RIVULET_BOTH inline uint8_t e4m3_of(float x) {
   return uint8_t(sign | small_float_magnitude<3, -6>(a, kE4m3Max));
 }
 
+// e4m3_value(e4m3_of(x)), without branches.
+RIVULET_BOTH inline float e4m3_rounded(float x) {
+  const uint32_t u = bits_as<uint32_t>(x);
+  float a = bits_as<float>(u & 0x7fffffffu);
+  a = a > kE4m3Max ? kE4m3Max : a;
+  const uint32_t exponent = bits_as<uint32_t>(a) & 0x7f800000u, least = 121u << 23;
+  const float holder = bits_as<float>((exponent > least ? exponent : least) + (20u << 23));
+  const float y = (a + holder) - holder;
+  return bits_as<float>(bits_as<uint32_t>(y) | (u & 0x80000000u));
+}
+
 RIVULET_BOTH inline float e4m3_value(uint8_t code) {
   const uint32_t sign = uint32_t(code & 0x80u) << 24, e = (code >> 3) & 15u, m = code & 7u;
   if ((code & 0x7fu) == 0x7fu) return bits_as<float>(0x7fc00000u);
@@ -79,6 +90,16 @@ RIVULET_BOTH inline uint8_t e2m1_of(float x) {
   const uint32_t code = uint32_t(a > 0.25f) + uint32_t(a >= 0.75f) + uint32_t(a > 1.25f) +
                         uint32_t(a >= 1.75f) + uint32_t(a > 2.5f) + uint32_t(a >= 3.5f) + uint32_t(a > 5.f);
   return uint8_t(((u >> 28) & 8u) | code);
+}
+
+// e2m1_value(e2m1_of(x)), without branches: adding a number whose last bit is the format's step at x rounds.
+RIVULET_BOTH inline float e2m1_rounded(float x) {
+  const uint32_t u = bits_as<uint32_t>(x);
+  float a = bits_as<float>(u & 0x7fffffffu);
+  a = a < kE2m1Max ? a : kE2m1Max;
+  const float holder = a < 2.f ? 0x1p22f : a < 4.f ? 0x1p23f : 0x1p24f;
+  const uint32_t sign = u > 0xff800000u ? 0u : u & 0x80000000u;  // NaN gives +6
+  return bits_as<float>(bits_as<uint32_t>((a + holder) - holder) | sign);
 }
 
 RIVULET_BOTH inline float e2m1_value(uint8_t code) {

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <vector>
 
+#include "ops/formats.h"
 #include "ops/gemm_choices.h"
 #include "tensor/cuda.cuh"
 
@@ -26,8 +27,29 @@ void lt_check(cublasStatus_t status, const char* what,
 }
 
 cudaDataType_t type_of(DType t) {
-  return t == DType::f64 ? CUDA_R_64F : t == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F;
+  switch (t) {
+    case DType::f64:
+      return CUDA_R_64F;
+    case DType::bf16:
+      return CUDA_R_16BF;
+    case DType::f8_e4m3:
+      return CUDA_R_8F_E4M3;
+    case DType::f4_e2m1x2:
+      return CUDA_R_4F_E2M1;
+    default:
+      return CUDA_R_32F;
+  }
 }
+
+cublasLtMatmulMatrixScale_t mode_of(Scaling s) {
+  return s == Scaling::rows       ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+         : s == Scaling::groups32 ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0
+         : s == Scaling::groups16 ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3
+                                  : CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F;
+}
+
+// Bytes of n elements.
+int64_t bytes_of(DType t, int64_t n) { return t == DType::f4_e2m1x2 ? (n + 1) / 2 : n * size_of(t); }
 
 constexpr size_t kWorkspace = 32 << 20;  // what the library's own Hopper kernels ask for at most
 
@@ -49,11 +71,15 @@ cublasLtMatmulAlgo_t library_form(const Algorithm& words) {
 struct Library {
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
+  float* zero_and_one = nullptr;
   std::mutex mutex;
   std::map<GemmChoices::Key, Algorithm> chosen;
   Library() {
     lt_check(cublasLtCreate(&handle), "create");
     cuda_check(cudaMalloc(&workspace, kWorkspace));
+    constexpr float kBoth[] = {0, 1};
+    cuda_check(cudaMalloc(&zero_and_one, sizeof(kBoth)));
+    cuda_check(cudaMemcpy(zero_and_one, kBoth, sizeof(kBoth), cudaMemcpyHostToDevice));
   }
 };
 
@@ -77,6 +103,14 @@ class Description {
     if (epilogue == CUBLASLT_EPILOGUE_BIAS) {
       set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
       set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(g.out));
+    }
+    if (g.scaling != Scaling::none) {
+      set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, mode_of(g.scaling));
+      set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, mode_of(g.scaling));
+      set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, g.scale_b);
+      set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, g.scale_a);
+      if (g.in == DType::f8_e4m3) set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t(g.fast_sums));
+      if (g.alpha_on_device) set(CUBLASLT_MATMUL_DESC_POINTER_MODE, CUBLASLT_POINTER_MODE_DEVICE);
     }
     layout(b, type_of(g.in), g.trans_b ? g.k : g.n, g.trans_b ? g.n : g.k, g.ldb, g.batch, g.step_b);
     layout(a, type_of(g.in), g.trans_a ? g.m : g.k, g.trans_a ? g.k : g.m, g.lda, g.batch, g.step_a);
@@ -122,7 +156,7 @@ struct Alignments {
   uint32_t a, b, c;
 };
 Alignments alignments(const Gemm& g, bool bias) {
-  const int64_t in = g.batch > 1 ? size_of(g.in) : 0, out = g.batch > 1 ? size_of(g.out) : 0;
+  const int64_t in = g.batch > 1 ? bytes_of(g.in, 2) / 2 : 0, out = g.batch > 1 ? size_of(g.out) : 0;
   return {alignment(g.a, g.step_a * in), alignment(g.b, g.step_b * in),
           std::min({alignment(g.c, g.step_c * out), alignment(g.addend, g.step_c * out),
                     alignment(bias ? g.bias : nullptr)})};
@@ -150,7 +184,7 @@ GemmChoices::Key key_of(const Gemm& g, bool bias, const Alignments& at) {
           at.c,
           int(g.precision),
           g.addend != nullptr,
-          0};
+          int(g.scaling) * 4 + g.fast_sums * 2 + (g.alpha_on_device != nullptr)};
 }
 
 using Candidates = std::vector<Algorithm>;
@@ -190,6 +224,10 @@ cublasStatus_t multiply(const Gemm& g, const Description& d, const Algorithm& wo
   const void* alpha = f64 ? static_cast<const void*>(&g.alpha) : &alpha32;
   const void* beta = f64 ? static_cast<const void*>(&g.beta) : &beta32;
   Library& lib = library();
+  if (g.alpha_on_device) {
+    alpha = g.alpha_on_device;
+    beta = lib.zero_and_one + (g.beta != 0);
+  }
   const cublasLtMatmulAlgo_t algorithm = library_form(words);
   return cublasLtMatmul(lib.handle, d.operation, alpha, g.b, d.b, g.a, d.a, beta, g.addend ? g.addend : g.c,
                         d.c, g.c, d.c, &algorithm, lib.workspace, kWorkspace, stream());
@@ -208,6 +246,10 @@ __global__ void fill_random(void* to, int64_t n, DType type, uint32_t seed) {
       static_cast<double*>(to)[i] = x;
     else if (type == DType::f32)
       static_cast<float*>(to)[i] = x;
+    else if (type == DType::f8_e4m3)
+      static_cast<uint8_t*>(to)[i] = e4m3_of(x);
+    else if (type == DType::f4_e2m1x2)
+      static_cast<uint8_t*>(to)[i] = uint8_t(h);
     else
       static_cast<__nv_bfloat16*>(to)[i] = __float2bfloat16(x);
   }
@@ -218,10 +260,10 @@ __global__ void fill_random(void* to, int64_t n, DType type, uint32_t seed) {
 class Rehearsal {
  public:
   explicit Rehearsal(const Gemm& like) : g_(like) {
-    const int64_t in = size_of(g_.in), out = size_of(g_.out);
+    const int64_t out = size_of(g_.out);
     const int64_t rows_a = g_.trans_a ? g_.k : g_.m, rows_b = g_.trans_b ? g_.n : g_.k;
-    const int64_t bytes_a = ((g_.batch - 1) * g_.step_a + rows_a * g_.lda) * in,
-                  bytes_b = ((g_.batch - 1) * g_.step_b + rows_b * g_.ldb) * in,
+    const int64_t bytes_a = bytes_of(g_.in, (g_.batch - 1) * g_.step_a + rows_a * g_.lda),
+                  bytes_b = bytes_of(g_.in, (g_.batch - 1) * g_.step_b + rows_b * g_.ldb),
                   bytes_c = ((g_.batch - 1) * g_.step_c + g_.m * g_.ldc) * out;
     constexpr int64_t kCold = 96 << 20;  // more than any second-level cache here holds
     copies_ = std::clamp<int64_t>(kCold / std::max<int64_t>(bytes_b, 1), 1, 16);
@@ -231,6 +273,11 @@ class Rehearsal {
     g_.c = random(bytes_c, g_.out, g_.c);
     if (g_.addend) g_.addend = random(bytes_c, g_.out, g_.addend);
     if (g_.bias) g_.bias = random(g_.n * out, g_.out, g_.bias);
+    if (g_.scaling != Scaling::none) {
+      g_.scale_a = scales(g_.m);
+      g_.scale_b = scales(g_.n);
+    }
+    if (g_.alpha_on_device) g_.alpha_on_device = static_cast<const float*>(random(256, DType::f32, nullptr));
     for (cudaEvent_t& e : event_) cuda_check(cudaEventCreate(&e));
   }
   ~Rehearsal() {
@@ -269,8 +316,19 @@ class Rehearsal {
     void* p = nullptr;
     cuda_check(cudaMalloc(&p, size_t(bytes + 256)));
     owned_.push_back(p);
-    launch({1024, kThreads}, fill_random, p, bytes / size_of(type), type, uint32_t(owned_.size()));
+    launch({1024, kThreads}, fill_random, p, bytes / size_of(type),
+           type == DType::u8 ? DType::f4_e2m1x2 : type, uint32_t(owned_.size()));
     return static_cast<char*>(p) + uintptr_t(like) % 16;
+  }
+  // Every scale is 1 (f32, or codes) or thereabouts.
+  void* scales(int64_t rows) {
+    const bool groups = g_.scaling == Scaling::groups32 || g_.scaling == Scaling::groups16;
+    const int64_t columns = (g_.k + (g_.scaling == Scaling::groups32 ? 31 : 15)) / 16;
+    const int64_t bytes = groups ? (rows + 127) / 128 * 128 * (columns + 4) : rows * int64_t(sizeof(float));
+    void* p = random(bytes, groups ? DType::u8 : DType::f32, nullptr);
+    if (groups)
+      cuda_check(cudaMemsetAsync(p, g_.scaling == Scaling::groups32 ? 127 : 0x38, size_t(bytes), stream()));
+    return p;
   }
   Gemm g_;
   char* b_ = nullptr;
@@ -389,18 +447,24 @@ void put_bias(const Gemm& g, bool add) {
 
 int64_t cublaslt_version() { return int64_t(cublasLtGetVersion()); }
 
-void gemm(const Gemm& g) {
-  if (g.m == 0 || g.n == 0 || g.batch == 0) return;
+bool try_gemm(const Gemm& g) {
+  if (g.m == 0 || g.n == 0 || g.batch == 0) return true;
   if (g.k == 0) {
     check(g.beta == 0, "gemm: k is 0 and there is something to add to");
-    return put_bias(g, false);
+    put_bias(g, false);
+    return true;
   }
   // f64 has no fused bias; other refusals are met in the same way.
-  if (g.bias && g.in != DType::f64 && run(g, CUBLASLT_EPILOGUE_BIAS)) return;
-  check(run(g, CUBLASLT_EPILOGUE_DEFAULT), "gemm: cuBLASLt has no kernel for ", g.in, " [", g.m, ", ", g.k,
-        "] x [", g.k, ", ", g.n, "], transposed: ", g.trans_a, " ", g.trans_b, ", leading dims ", g.lda, " ",
-        g.ldb, " ", g.ldc, ", batch ", g.batch);
+  if (g.bias && g.in != DType::f64 && run(g, CUBLASLT_EPILOGUE_BIAS)) return true;
+  if (!run(g, CUBLASLT_EPILOGUE_DEFAULT)) return false;
   if (g.bias) put_bias(g, true);
+  return true;
+}
+
+void gemm(const Gemm& g) {
+  check(try_gemm(g), "gemm: cuBLASLt has no kernel for ", g.in, " [", g.m, ", ", g.k, "] x [", g.k, ", ", g.n,
+        "], transposed: ", g.trans_a, " ", g.trans_b, ", leading dims ", g.lda, " ", g.ldb, " ", g.ldc,
+        ", batch ", g.batch);
 }
 
 }  // namespace rivulet::cuda

@@ -1,6 +1,6 @@
 #include "ops/quantize.h"
 
-#include <cmath>
+#include <algorithm>
 
 #include "ops/quantize_group.h"
 #include "ops/rows.h"
@@ -18,7 +18,11 @@ int64_t groups_of(Format f, int64_t cols) {
 
 float amax_of(const float* x, int64_t n) {
   float m = 0;
-  for (int64_t i = 0; i < n; ++i) m = finite_max(m, x[i]);
+#pragma omp simd reduction(max : m)
+  for (int64_t i = 0; i < n; ++i) {
+    const float a = finite_max(0, x[i]);
+    m = m > a ? m : a;
+  }
   return m;
 }
 
@@ -46,7 +50,9 @@ Scale group_scale(Format f, const float* x, int64_t n, float global) {
     return {code, e8m0_value(code)};
   }
   if (!is_fp4(f)) return {0, scale_of(amax, kE4m3Max)};
-  const uint8_t code = fp4_group_scale(f, x, int(n), amax, global);
+  float all[16] = {};
+  std::copy_n(x, n, all);
+  const uint8_t code = fp4_group_scale(f, all, amax, global);
   return {code, e4m3_value(code) * global};
 }
 
@@ -82,8 +88,8 @@ Tensor as_matrix(const Tensor& x) {
 }
 
 void check_global(const Tensor& global, const Tensor& x, Format format) {
-  check(!global || ((is_fp4(format) || format == Format::fp8_tensor) && global.dtype() == DType::f32 && global.numel() == 1 &&
-                    global.device() == x.device()),
+  check(!global || ((is_fp4(format) || format == Format::fp8_tensor) && global.dtype() == DType::f32 &&
+                    global.numel() == 1 && global.device() == x.device()),
         "quantize: the global scale of ", name_of(format), " on ", x.device(), " cannot be ",
         global ? global.dtype() : DType::f32, " ", global ? global.shape() : Shape{});
 }
@@ -94,7 +100,7 @@ namespace cpu {
 
 void quantize(const Tensor& x, QuantizedMatrix& q, bool given) {
   const Format format = q.format;
-  const float whole = whole_scale(format, x, given ? q.global : Tensor());
+  const float whole = whole_scale(format, x, !given ? Tensor() : is_fp4(format) ? q.global : q.scales);
   if (is_fp4(format)) q.global.data<float>()[0] = whole;
   if (format == Format::fp8_tensor) q.scales.data<float>()[0] = whole;
   const int64_t groups = groups_of(format, q.cols), packed = q.codes.dim(1);
@@ -143,10 +149,13 @@ void fake_quantize(const Tensor& x, Format format, const Tensor& global, Tensor&
     const float r = 1 / s.value;
     const float* from = x.data<float>() + row * x.dim(1) + c;
     float* to = y.data<float>() + row * x.dim(1) + c;
-    if (is_fp4(format))
-      for (int64_t i = 0; i < n; ++i) to[i] = e2m1_value(e2m1_of(from[i] * r)) * s.value;
-    else
-      for (int64_t i = 0; i < n; ++i) to[i] = e4m3_value(e4m3_of(from[i] * r)) * s.value;
+    if (is_fp4(format)) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) to[i] = e2m1_rounded(from[i] * r) * s.value;
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) to[i] = e4m3_rounded(from[i] * r) * s.value;
+    }
   });
 }
 
@@ -190,6 +199,7 @@ QuantizedMatrix quantize(const Tensor& x_any, Format format, const Tensor& globa
   else
     q.scales = Tensor({format == Format::fp8 ? q.rows : 1}, DType::f32, device);
   if (is_fp4(format)) q.global = global ? global.detach().clone() : Tensor({1}, DType::f32, device);
+  if (format == Format::fp8_tensor && global) q.scales.copy_from(global);
   ON_DEVICE(x, quantize(x, q, bool(global)));
   return q;
 }

@@ -24,6 +24,7 @@
 #include <string>
 
 #include "ops/case.h"
+#include "ops/formats.h"
 #include "tensor/tensor.h"
 
 namespace rivulet {
@@ -32,9 +33,9 @@ enum class Format : uint8_t { bf16, fp8_tensor, fp8, mxfp8, nvfp4, nvfp4_46, nvf
 inline constexpr int kFormats = 7;
 const char* name_of(Format format);
 Format format_named(const std::string& name);  // throws, and lists the names
-constexpr bool is_fp4(Format f) { return f >= Format::nvfp4; }
+RIVULET_BOTH constexpr bool is_fp4(Format f) { return f >= Format::nvfp4; }
 // Values that share a scale; 0 where a row or the whole matrix does.
-constexpr int64_t group_of(Format f) { return is_fp4(f) ? 16 : f == Format::mxfp8 ? 32 : 0; }
+RIVULET_BOTH constexpr int64_t group_of(Format f) { return is_fp4(f) ? 16 : f == Format::mxfp8 ? 32 : 0; }
 
 struct QuantizedMatrix {
   Format format = Format::bf16;
@@ -60,7 +61,7 @@ Tensor fake_quantize(const Tensor& x, Format format, const Tensor& global = {});
 
 // Scales [rows, C] in the order in which cuBLASLt's block-scaled modes want them ("128x4"), padded with
 // zeros to whole tiles: scale (r, c) goes to byte swizzled_offset(r, c, C).
-constexpr int64_t swizzled_offset(int64_t r, int64_t c, int64_t columns) {
+RIVULET_BOTH constexpr int64_t swizzled_offset(int64_t r, int64_t c, int64_t columns) {
   return ((r / 128) * ((columns + 3) / 4) + c / 4) * 512 + (r % 32) * 16 + ((r % 128) / 32) * 4 + c % 4;
 }
 constexpr int64_t swizzled_bytes(int64_t rows, int64_t columns) {

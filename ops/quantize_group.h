@@ -30,26 +30,27 @@ RIVULET_BOTH inline uint8_t fp4_scale(float amax, float divisor, float global) {
   return e4m3_of(s > 0x1p-9f ? s : 0x1p-9f);
 }
 
-RIVULET_BOTH inline float squared_error(const float* x, int n, float global, uint8_t scale) {
+// The error of a group of 16 under a scale, added up in pairs.
+RIVULET_BOTH inline float squared_error(const float (&x)[16], float global, uint8_t scale) {
   const float s = e4m3_value(scale) * global, r = 1 / s;
-  float sum = 0;
-  for (int i = 0; i < n; ++i) {
-    const float d = fmaf(e2m1_value(e2m1_of(x[i] * r)), s, -x[i]);
-    sum = fmaf(d, d, sum);
-  }
-  return sum;
+  float d[16];
+  for (int i = 0; i < 16; ++i) d[i] = fmaf(e2m1_rounded(x[i] * r), s, -x[i]);
+  for (int i = 0; i < 16; ++i) d[i] *= d[i];
+  for (int i = 0; i < 8; ++i) d[i] += d[i + 8];
+  for (int i = 0; i < 4; ++i) d[i] += d[i + 4];
+  return (d[0] + d[2]) + (d[1] + d[3]);
 }
 
-// The scale of a group of n values with this amax.
-RIVULET_BOTH inline uint8_t fp4_group_scale(Format f, const float* x, int n, float amax, float global) {
+// The scale of a group of values with this amax, filled up with zeros.
+RIVULET_BOTH inline uint8_t fp4_group_scale(Format f, const float (&x)[16], float amax, float global) {
   uint8_t best = fp4_scale(amax, 6, global);
   if (f == Format::nvfp4) return best;
-  float least = squared_error(x, n, global, best);
+  float least = squared_error(x, global, best);
   // Codes grow with their values. Below amax / 9 too much is cut off, above amax / 3.4 steps are too wide.
   const uint8_t first = fp4_scale(amax, f == Format::nvfp4_46 ? 4 : 9, global);
   const uint8_t last = fp4_scale(amax, f == Format::nvfp4_46 ? 4 : 3.4f, global);
   for (int code = first; code <= last; ++code) {
-    const float error = squared_error(x, n, global, uint8_t(code));
+    const float error = squared_error(x, global, uint8_t(code));
     if (error < least) {
       least = error;
       best = uint8_t(code);

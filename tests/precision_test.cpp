@@ -1,0 +1,196 @@
+// The precision policy: its file, and what it does to a small transformer.
+#include "nn/precision.h"
+
+#include <filesystem>
+
+#include "dit_stream_fixtures.h"
+#include "op_fixtures.h"
+#include "ops/elementwise.h"
+#include "ops/reduce.h"
+
+using namespace rivulet;
+
+namespace {
+
+Policy policy_of(const std::string& rules) {
+  return Policy::from_json(
+      parse_json(R"({"kind": "rivulet precision", "schema": 1, "name": "p", "rules": )" + rules + "}",
+                 "p.json"),
+      "p.json");
+}
+
+Tensor pass(const Dit& dit, const Clip& in, double t) {
+  const NoGrad off;
+  return dit(cat({in.noise, in.source}, 1), full({1}, t), dit.text_context(in.text, in.mask));
+}
+
+// |got - want| / |want|, as vectors.
+double relative(const Tensor& got, const Tensor& want) {
+  return std::sqrt(sum(square(got - want)).item() / sum(square(want)).item());
+}
+
+struct Small {
+  Dit dit = random_dit(small(64, {1, 3}));
+  Clip in = clip(dit.config(), 3);
+  Tensor exact = pass(dit, in, 961);
+  double error(const std::string& rules, double t = 961) {
+    dit.precision = policy_of(rules);
+    const double e = relative(pass(dit, in, t), t == 961 ? exact : exact_at(t));
+    dit.precision = {};
+    return e;
+  }
+  Tensor exact_at(double t) {
+    Dit plain = dit;
+    plain.precision = {};
+    return pass(plain, in, t);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("policy: choices have names") {
+  for (const char* name :
+       {"bf16", "fp8", "fp8_tensor", "mxfp8", "nvfp4", "nvfp4_46", "nvfp4+lr32", "nvfp4_46+lr8+w"})
+    CHECK(name_of(choice_named(name)) == name);
+  for (const char* bad :
+       {"fp4", "", "nvfp4_swept", "nvfp4+lr", "nvfp4+lr0", "fp8+lrx", "bf16+w", "nvfp4+lr32 "})
+    CHECK_THROWS_AS(choice_named(bad), Error);
+}
+
+TEST_CASE("policy: later rules win; gates and attention are asked for by name") {
+  const Policy p = policy_of(R"([{"choice": "fp8"}, {"layers": ["sa_q", "ffn_t"], "choice": "nvfp4"},
+    {"layers": ["sa_q"], "blocks": [2, 3], "t": [900, 1000], "choice": "bf16"}])");
+  CHECK(p.at(0, Layer::sa_v, 0) == Choice{Format::fp8});
+  CHECK(p.at(0, Layer::sa_q, 950) == Choice{Format::nvfp4});
+  CHECK(p.at(3, Layer::sa_q, 950).plain());
+  CHECK(p.at(3, Layer::sa_q, 1000).plain());
+  CHECK(p.at(3, Layer::sa_q, 899) == Choice{Format::nvfp4});
+  CHECK(p.at(3, Layer::ca_kv, 950) == Choice{Format::fp8});
+  CHECK(p.at(0, Layer::sa_gate, 0).plain());
+  CHECK(p.at(0, Layer::scores, 0).plain());
+  CHECK(p.depends_on_t());
+  CHECK(Policy().plain());
+  const std::string path = (std::filesystem::temp_directory_path() / "rivulet_policy_test.json").string();
+  p.write(path);
+  CHECK(Policy::read(path).to_json() == p.to_json());
+  std::filesystem::remove(path);
+}
+
+TEST_CASE("policy: what it does not know it refuses, by name") {
+  const auto says = [](const std::string& rules, const std::string& words) {
+    const std::string text = error_of([&] { policy_of(rules); });
+    CAPTURE(text);
+    CHECK(text.find(words) != std::string::npos);
+    CHECK(text.find("p.json") == 0);
+  };
+  says(R"([{"choice": "fp8", "layers": ["sa_qq"]}])", "sa_qq");
+  says(R"([{"choice": "fp7"}])", "fp7");
+  says(R"([{"choice": "fp8", "layer": "sa_q"}])", "layer");
+  says(R"([{"layers": ["sa_q"]}])", "choice");
+  says(R"([{"choice": "fp8", "blocks": [-1]}])", "-1");
+  says(R"([{"choice": "fp8", "t": [900, 100]}])", "t");
+  says(R"([{"choice": "fp8", "layers": ["ca_kv"], "t": [900, 1000]}])", "ca_kv");
+  says(R"([{"choice": "nvfp4", "layers": ["scores"]}])", "scores");
+  Small s;
+  CHECK(error_of([&] { s.error(R"([{"choice": "fp8", "blocks": [4]}])"); }).find("block 4") !=
+        std::string::npos);
+  CHECK(error_of([&] {
+          s.error(R"([{"choice": "fp8", "layers": ["scores"], "blocks": [0]}])");
+        }).find("block 0") != std::string::npos);
+}
+
+TEST_CASE("policy: in a transformer, fewer bits lose more, and every layer feels its own choice") {
+  Small s;
+  CHECK(s.error("[]") == 0);
+  CHECK(s.error(R"([{"choice": "bf16"}])") == 0);
+  const double fp8 = s.error(R"([{"choice": "fp8"}])"), mx = s.error(R"([{"choice": "mxfp8"}])"),
+               fp4 = s.error(R"([{"choice": "nvfp4"}])"), better = s.error(R"([{"choice": "nvfp4_46"}])"),
+               helped = s.error(R"([{"choice": "nvfp4+lr32"}])"),
+               weights = s.error(R"([{"choice": "nvfp4+w"}])");
+  CAPTURE(fp8);
+  CAPTURE(mx);
+  CAPTURE(fp4);
+  CAPTURE(better);
+  CAPTURE(helped);
+  CAPTURE(weights);
+  CHECK(fp8 > 1e-3);
+  CHECK(fp8 < 0.1);
+  CHECK(mx < 0.1);
+  CHECK(fp4 > 2 * fp8);
+  CHECK(fp4 < 0.6);
+  CHECK(better < 0.6);
+  CHECK(better != fp4);
+  CHECK(helped < fp4);
+  CHECK(weights < fp4);
+  for (int i = 0; i < kLayers; ++i) {
+    CAPTURE(std::string(name_of(Layer(i))));
+    const double e =
+        s.error(R"([{"choice": "fp8", "layers": [")" + std::string(name_of(Layer(i))) + R"("]}])");
+    CHECK(e > 1e-5);
+    CHECK(e < fp4);
+  }
+}
+
+TEST_CASE("policy: a part of the timesteps") {
+  Small s;
+  const std::string rules = R"([{"choice": "nvfp4", "t": [900, 1000], "layers": ["ffn_in", "sa_q"]}])";
+  CHECK(s.error(rules, 893) == 0);
+  CHECK(s.error(rules, 961) > 1e-3);
+  CHECK(s.error(rules, 961) == s.error(R"([{"choice": "nvfp4", "layers": ["ffn_in", "sa_q"]}])", 961));
+  s.dit.precision = policy_of(rules);
+  const Tensor two = cat({s.in.noise, s.in.source}, 1).expand({2, 16, 3, kHeight, kWidth});
+  TextContext text = s.dit.text_context(s.in.text, s.in.mask);
+  for (KeyValue& kv : text.keys) kv = {cat({kv.k, kv.k}, 0), cat({kv.v, kv.v}, 0)};
+  text.mask = cat({text.mask, text.mask}, 0);
+  CHECK_THROWS_AS(s.dit(two, Tensor::of({961, 893}, {2}), text), Error);
+}
+
+TEST_CASE("policy: kept rounded weights change nothing") {
+  Small s;
+  for (const char* choice : {"fp8", "nvfp4_46", "nvfp4+lr4"}) {
+    s.dit.precision = policy_of(R"([{"choice": ")" + std::string(choice) + R"("}])");
+    s.dit.rounded = nullptr;
+    const Tensor fresh = pass(s.dit, s.in, 961);
+    s.dit.rounded = std::make_shared<RoundedWeights>();
+    const Tensor first = pass(s.dit, s.in, 961), second = pass(s.dit, s.in, 961);
+    CHECK(first.to_vector() == fresh.to_vector());
+    CHECK(second.to_vector() == fresh.to_vector());
+  }
+}
+
+TEST_CASE("policy: the gradient passes through the rounding") {
+  Small s;
+  const TextContext text = s.dit.text_context(s.in.text, s.in.mask);
+  const auto gradients = [&](const std::string& rules, bool again) {
+    s.dit.precision = policy_of(rules);
+    s.dit.recompute = again;
+    const NamedTensors all = named_tensors(s.dit);
+    for (auto& [name, t] : all) t.set_grad({});
+    set_requires_grad(all, true);
+    backward(sum(square(s.dit(cat({s.in.noise, s.in.source}, 1), full({1}, 961), text))));
+    Tensors out;
+    for (const auto& [name, t] : all)
+      if (name.find("weight") != std::string::npos && name.find("blocks") == 0 && t.grad())
+        out.push_back(t.grad().reshape({-1}));
+    set_requires_grad(all, false);
+    return cat(out, 0);
+  };
+  const Tensor exact = gradients("[]", false);
+  const Tensor fp8 = gradients(R"([{"choice": "fp8"}, {"choice": "fp8", "layers": ["scores"]}])", false);
+  const Tensor fp4 = gradients(R"([{"choice": "nvfp4"}])", false);
+  CHECK(relative(fp8, exact) < 0.2);
+  CHECK(relative(fp8, exact) > 1e-3);
+  CHECK(relative(fp4, exact) < 1);
+  CHECK(gradients(R"([{"choice": "nvfp4"}])", true).to_vector() == fp4.to_vector());
+}
+
+TEST_CASE("a low-rank branch carries what it can") {
+  Rng rng(7);
+  const Tensor up = randn({48, 3}, rng), down = randn({3, 80}, rng);
+  const Tensor w = matmul(up, down) * 3.0 + randn({48, 80}, rng) * 0.1;
+  const RoundedWeight r = round_weight(w, choice_named("nvfp4+lr3"));
+  CHECK(r.up.shape() == Shape{48, 3});
+  CHECK(r.down.shape() == Shape{3, 80});
+  const double with = relative(r.matrix + matmul(r.up, r.down), w);
+  CHECK(with < 0.15 * relative(round_weight(w, choice_named("nvfp4")).matrix, w));
+}
