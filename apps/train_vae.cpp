@@ -61,6 +61,7 @@ int run_train_vae(const TrainOptions& options, TrainConfig config) {
   CreekVae creek(read_creek_vae_config(Fields(config.model, options.config + ": model")),
                  device_named(options.device));
   VideoVae& vae = creek.vae;
+  vae.compute = config.compute;
   check((config.frames - 1) % vae.config().temporal() == 0, options.config, ": clip.frames is ",
         config.frames, ", must be one more than a multiple of ", vae.config().temporal());
   check(!distil || !options.init.empty(), options.config,
@@ -75,6 +76,7 @@ int run_train_vae(const TrainOptions& options, TrainConfig config) {
     check(!teacher->config.vae.decoder_causal && vae.config().decoder_causal, options.config,
           ": vae_distill makes a causal decoder (decoder_causal true) of one that is not (", options.init,
           ")");
+    teacher->vae.compute = config.compute;
     remap_to_causal(vae.decoder);
   }
   config.model = to_json(creek.config);

@@ -43,7 +43,8 @@ class TimePass {
 };
 
 // Keeps the size of frames and their number. In time it is padded by repeating: causal, the first frame of
-// the stream on the left; otherwise the first and the last frame. In space by `border`.
+// the stream on the left; otherwise the first and the last frame. In space by `border`. Computes in the dtype
+// of its input: f32 weights may meet bf16 frames, and get their gradients in f32.
 struct CausalConv3d {
   Tensor weight, bias;  // [Co, C, kt, kh, kw] with odd kh and kw, [Co]
   Border border = Border::zeros;

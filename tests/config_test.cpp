@@ -40,7 +40,7 @@ TEST_CASE("a small config gets the recipe's defaults and survives a round trip")
 
 TEST_CASE("every field of a full config is read") {
   const Json full = Json::parse(R"({
-    "steps": 3e3, "batch": 8, "accumulate": 2, "seed": 7,
+    "steps": 3e3, "batch": 8, "accumulate": 2, "seed": 7, "compute": "f32",
     "optimizer": {"lr": 5e-4, "betas": [0.8, 0.95], "eps": 1e-10, "weight_decay": 0.01, "clip_norm": 0.1,
                   "groups": [{"pattern": "*.bias", "lr_scale": 2.0, "weight_decay": 0.0}]},
     "schedule": {"kind": "cosine", "warmup": 100, "final_fraction": 0.05},
@@ -79,6 +79,8 @@ TEST_CASE("wrong types and values out of range are refused with path and value")
   refuses("", "batch", "true", "batch must be a whole number, not true");
   refuses("", "accumulate", "-1", "accumulate is -1");
   refuses("", "seed", "-1", "seed is -1, must be at least 0");
+  refuses("", "compute", "\"fp8\"", "compute");
+  refuses("", "compute", "\"bf16\"", "must be f32 for the task edit");
   refuses("", "optimizer", "[]", "optimizer must be an object, not a list");
   refuses("optimizer", "lr", "0", "optimizer.lr is 0, must be above 0");
   refuses("optimizer", "betas", "[0.9, 1]", "optimizer.betas[1] is 1, must be at least 0 and below 1");

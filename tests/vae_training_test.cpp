@@ -214,6 +214,30 @@ TEST_CASE("an autoencoder learns in miniature, and a resumed run is the uninterr
   CHECK(square == doctest::Approx(1).epsilon(1e-2));
 }
 
+TEST_CASE("computing in bf16 trains f32 weights") {
+  TempDir dir, wide_dir;
+  Json json = run_json("vae", dir.path, 40);
+  json["compute"] = "bf16";
+  CreekVae half = tiny_vae(false);
+  half.vae.compute = DType::bf16;
+  Run narrow(json, std::move(half)), wide(run_json("vae", wide_dir.path, 40), tiny_vae(false));
+  Rng one{5}, other{5};
+  backward(narrow.training->loss(0, 0, one).loss);
+  backward(wide.training->loss(0, 0, other).loss);
+  double dot = 0, square_n = 0, square_w = 0;
+  for (size_t i = 0; i < narrow.trainer->params().size(); ++i) {
+    const Tensor grad = narrow.trainer->params()[i].second.grad();
+    CHECK(grad.dtype() == DType::f32);
+    const auto n = grad.to_vector(), w = wide.trainer->params()[i].second.grad().to_vector();
+    for (size_t k = 0; k < n.size(); ++k)
+      dot += n[k] * w[k], square_n += n[k] * n[k], square_w += w[k] * w[k];
+  }
+  CHECK(dot > 0.99 * std::sqrt(square_n * square_w));
+  CHECK(square_n == doctest::Approx(square_w).epsilon(0.05));
+  CHECK(narrow.trainer->run());
+  CHECK(narrow.psnr.back() > narrow.psnr.front() + 4);
+}
+
 TEST_CASE("a remapped decoder learns from its teacher; the encoder stays") {
   TempDir teacher_dir, dir;
   Run teacher(run_json("vae", teacher_dir.path, 60), tiny_vae(false));

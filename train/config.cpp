@@ -76,6 +76,11 @@ TrainConfig train_config(const Json& json, const std::string& source, const std:
   f.optional("batch", c.batch, at_least(1));
   f.optional("accumulate", c.accumulate, at_least(1));
   f.optional("seed", c.seed, at_least(0));
+  std::string compute = "f32";
+  f.choice("compute", compute, {"f32", "bf16"});
+  check(compute == "f32" || c.task != "edit", f.where("compute"), " is ", compute,
+        ", must be f32 for the task edit");
+  c.compute = compute == "bf16" ? DType::bf16 : DType::f32;
   read_optimizer(f.object("optimizer"), c);
   read_schedule(f.object("schedule"), c);
   Fields ema = f.object("ema");
@@ -115,6 +120,7 @@ Json to_json(const TrainConfig& c) {
             {"batch", c.batch},
             {"accumulate", c.accumulate},
             {"seed", c.seed},
+            {"compute", c.compute == DType::bf16 ? "bf16" : "f32"},
             {"optimizer",
              {{"lr", c.schedule.lr},
               {"betas", {c.optimizer.beta1, c.optimizer.beta2}},

@@ -9,7 +9,7 @@
 namespace rivulet {
 
 // Only "steps", "model" and "output.dir" must be given. In JSON:
-//   {"steps": 3000, "batch": 8, "accumulate": 1, "seed": 1,
+//   {"steps": 3000, "batch": 8, "accumulate": 1, "seed": 1, "compute": "f32" or "bf16",
 //    "optimizer": {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0, "clip_norm": 1,
 //                  "groups": [{"pattern": "*.bias", "lr_scale": 1, "weight_decay": 0}]},
 //    "schedule": {"kind": "constant" or "cosine", "warmup": 100, "final_fraction": 0},
@@ -26,6 +26,7 @@ struct TrainConfig {
   int64_t batch = 1;       // samples of one micro-batch
   int64_t accumulate = 1;  // micro-batches whose gradients are averaged into one step
   int64_t seed = 0;
+  DType compute = DType::f32;  // of activations; weights, their averages and the optimizer stay f32
 
   AdamWOptions optimizer;
   double clip_norm = 0;  // 0: gradients are not clipped

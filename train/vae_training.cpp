@@ -62,6 +62,8 @@ StepLoss VaeTraining::loss(int64_t step, int64_t micro, Rng& rng) {
     }
     output = model_.decode(z, true, features);
     total = reconstruction_loss(weights_, output, video);
+    for (Tensors* side : {&features, &wanted})
+      for (Tensor& t : *side) t = t.to(DType::f32);
     if (weights_.features > 0) total = total + feature_loss(features, wanted) * weights_.features;
   } else {
     const Tensor moments = model_.moments(video);

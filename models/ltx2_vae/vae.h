@@ -105,6 +105,7 @@ class VideoVae {
   VideoEncoder encoder;
   VideoDecoder decoder;
   Tensor latents_mean, latents_std;  // [C]
+  DType compute = DType::f32;        // of activations inside; frames and latents are f32 either way
 
  private:
   VideoVaeConfig config_;
