@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "ops/elementwise.h"
 #include "ops/reduce.h"
 
 namespace rivulet {
@@ -70,6 +71,67 @@ class Runner {
       if (forced) out.forced.push_back(k == 0 ? out.free[0] : denoise(p, k, text, p.before[k], nullptr));
     }
     return out;
+  }
+
+  // Diagonal Fisher scores at the layers' outputs, as automatic quantisers sum them: for each option
+  // sum_i (dL/dy_i)^2 (y_i(option) - y_i)^2, over the denoising steps of the first chunk. L is the log
+  // likelihood of the network's output under unit noise at an answer drawn from it, so dL/dy = J' noise.
+  std::vector<double> fisher(size_t index, const std::vector<PolicyUnit>& units) {
+    std::vector<double> scores;
+    std::vector<size_t> first;
+    for (const PolicyUnit& unit : units) {
+      first.push_back(scores.size());
+      scores.resize(scores.size() + unit.choices.size() - 1, 0);
+    }
+    const Prepared& p = clips_[index];
+    model_.dit.precision = {};
+    Rng probe_rng = Rng{p.seed}.fork(0x66697368);
+    double now = 0;  // t of the pass
+    int64_t block_now = 0;
+    struct Seen {
+      Tensor probe;
+      std::vector<std::pair<size_t, Tensor>> changes;  // place in scores, what the option changes y by
+    };
+    std::vector<Seen> seen;
+    const ProductHook hook = [&](int64_t block, Layer layer, const Tensor& y, const auto& as) {
+      if (block != block_now) return y;
+      Seen one{zeros_like(y.detach()), {}};
+      for (size_t u = 0; u < units.size(); ++u) {
+        if (units[u].block != block || units[u].layer != layer) continue;
+        if (layer != Layer::ca_kv && (now < units[u].t_low || now > units[u].t_high)) continue;
+        const NoGrad off;
+        for (size_t f = 1; f < units[u].choices.size(); ++f)
+          one.changes.emplace_back(first[u] + f - 1, as(units[u].choices[f]) - y.detach());
+      }
+      one.probe.set_requires_grad();
+      seen.push_back(one);
+      return y + one.probe;
+    };
+    // One block at a time, so that the changes of all its options fit into memory.
+    const SourceLatents source = model_.source(p.source[0]);
+    const Device device = model_.device();
+    for (block_now = 0; block_now < model_.config().dit.depth; ++block_now) {
+      Rng rng = Rng{p.seed}.fork(0);
+      const Tensor noise = randn(source.latents.shape(), rng, DType::f32, device);
+      const auto velocity = [&](const Tensor& x, double t, double sigma) {
+        now = t;
+        seen.clear();
+        model_.dit.product_hook = hook;
+        const Tensor v = model_.velocity(x.detach(), source, full({1}, sigma, DType::f32, device),
+                                         full({1}, t, DType::f32, device), model_.encode({p.instruction}));
+        model_.dit.product_hook = {};
+        backward(v, randn(v.shape(), probe_rng, DType::f32, device));
+        for (const Seen& s : seen)
+          for (const auto& [place, change] : s.changes) {
+            const NoGrad off;
+            const Tensor square = (s.probe.grad() * change) * (s.probe.grad() * change);
+            for (const double x : square.to_vector()) scores[place] += x;
+          }
+        return v.detach();
+      };
+      sample(velocity, noise, sampling_, rng);
+    }
+    return scores;
   }
 
  private:
@@ -160,6 +222,9 @@ Subject edit_subject(EditModel model, const std::vector<EditClip>& clips, const 
   for (const EditClip& clip : clips) runner->add(clip);
   s.edit = [runner](size_t index, const Policy& policy, bool forced) {
     return runner->edit(index, policy, forced);
+  };
+  s.fisher = [runner](size_t index, const std::vector<PolicyUnit>& units) {
+    return runner->fisher(index, units);
   };
   return s;
 }

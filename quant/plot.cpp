@@ -15,6 +15,12 @@ std::string number(double x) {
   return text;
 }
 
+std::string tick_text(double x) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", x);
+  return text;
+}
+
 template <class... Parts>
 std::string join(const Parts&... parts) {
   std::string out;
@@ -119,7 +125,8 @@ double Plot::py(double y) const { return height_ - kBottom - part(y_, y) * (heig
 
 void Plot::legend(const std::string& colour, const std::string& name) {
   if (name.empty()) return;
-  const double y = kTop + 14 + 17 * names_++;
+  const double y = below_ ? height_ - kBottom - 10 - 17 * names_ : kTop + 14 + 17 * names_;
+  ++names_;
   legend_ += join("<rect x=\"", number(width_ - kRight - 14), "\" y=\"", number(y - 9),
                   "\" width=\"10\" height=\"10\" rx=\"2\" fill=\"", colour, "\"/>");
   legend_ += text_at(width_ - kRight - 20, y, name, "text-anchor=\"end\" class=\"key\"");
@@ -175,12 +182,12 @@ std::string Plot::svg() const {
   for (const double t : ticks(x_)) {
     out += join("<line x1=\"", number(px(t)), "\" x2=\"", number(px(t)), "\" y1=\"", number(kTop), "\" y2=\"",
                 number(bottom), "\" class=\"grid\"/>");
-    out += text_at(px(t), bottom + 17, short_number(t), "text-anchor=\"middle\" class=\"tick\"");
+    out += text_at(px(t), bottom + 17, tick_text(t), "text-anchor=\"middle\" class=\"tick\"");
   }
   for (const double t : ticks(y_)) {
     out += join("<line x1=\"", number(kLeft), "\" x2=\"", number(right), "\" y1=\"", number(py(t)),
                 "\" y2=\"", number(py(t)), "\" class=\"grid\"/>");
-    out += text_at(kLeft - 7, py(t) + 4, short_number(t), "text-anchor=\"end\" class=\"tick\"");
+    out += text_at(kLeft - 7, py(t) + 4, tick_text(t), "text-anchor=\"end\" class=\"tick\"");
   }
   out += text_at((kLeft + right) / 2, height_ - 10, x_.label, "text-anchor=\"middle\" class=\"axis\"");
   const std::string turn = join("text-anchor=\"middle\" class=\"axis\" transform=\"rotate(-90 16 ",

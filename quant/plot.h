@@ -36,6 +36,8 @@ class Plot {
   void dots(const std::vector<Point>& points, const std::string& colour, const std::string& name = "",
             double radius = 4);
   void label(double x, double y, const std::string& text);
+  // Names at the bottom instead of the top; before the first name.
+  void names_below() { below_ = true; }
   std::string svg() const;
 
  private:
@@ -46,6 +48,7 @@ class Plot {
   double width_, height_;
   std::string body_, legend_, labels_;
   int names_ = 0;
+  bool below_ = false;
 };
 
 // A table of coloured cells. values[row][column] in [0, 1] shades the cell, NaN leaves it empty; `titles`

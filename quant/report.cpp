@@ -172,6 +172,7 @@ std::string scatter(const SearchResult& r, double RandomPolicy::*predicted, doub
   x.label = "predicted relative RMS error";
   y.label = "measured, " + what;
   Plot plot(x, y, 500, 400);
+  plot.names_below();
   plot.line({{axis.low, axis.low}, {axis.high, axis.high}}, kChance, "as predicted", true);
   plot.dots(points, kOurs, "random policies", 3.5);
   return plot.svg();
@@ -197,6 +198,20 @@ std::string comparison_table(const SearchResult& r) {
     table.row({html_escape(c.with), short_number(100 * c.cost / r.full_cost), short_number(c.theirs),
                short_number(c.ours), short_number(c.ours / c.theirs), interval_text(c.difference),
                short_number(c.p)});
+  return table.str();
+}
+
+// Predictions are means of squares, so the measured columns are too.
+std::string policy_table(const SearchResult& r) {
+  Table table({"policy", "cost, % of bf16", "predicted", "no lower than", "without interactions",
+               "measured, calibration", "measured, held out"});
+  for (const PolicyResult& p : r.policies) {
+    if (p.kind == "random") continue;
+    table.row({html_escape(p.name), short_number(100 * p.cost / r.full_cost),
+               short_number(relative(p.predicted)), p.bound >= 0 ? short_number(relative(p.bound)) : "",
+               short_number(relative(p.predicted_diagonal)), short_number(root_mean(p.calibration)),
+               short_number(root_mean(p.held_out))});
+  }
   return table.str();
 }
 
@@ -309,6 +324,9 @@ Json to_json(const SearchResult& r) {
     Json each = Json::array();
     for (const double e : p.held_out) each.push_back(relative(e));
     row["held_out_relrmse"] = each;
+    Json own = Json::array();
+    for (const double e : p.calibration) own.push_back(relative(e));
+    row["calibration_relrmse"] = own;
     row["choices"] = choices_json(r, p.assignment);
     j["policies"].push_back(row);
   }
@@ -375,6 +393,10 @@ std::string html_report(const SearchResult& r) {
         << scatter(r, &RandomPolicy::diagonal_free, &RandomPolicy::free, "without interactions") << "</div>\n"
         << fit_table(r);
   }
+  out << "<h2>Every policy that was measured</h2>\n<p>Relative errors, roots of the mean square over the "
+         "clips. The solver looks for "
+         "errors that cancel, so what it finds can be worse than predicted: compare the columns.</p>\n"
+      << policy_table(r);
   out << "<h2>Interactions</h2>\n" << interaction_table(r);
   out << "<h2>Clips</h2>\n";
   Table clips({"clip", "instruction", "part"});

@@ -74,8 +74,8 @@ class Search {
         baselines_(baselines(subject, space_, known(cost, options.choices))) {}
 
   SearchResult run() {
-    const int64_t others = int64_t(baselines_.size()) * 2 + 2 + options_.equal + options_.verified;
-    measure_.expect(options_.random, options_.random + others);
+    const int64_t others = int64_t(baselines_.size()) * 2 + 3 + options_.equal + options_.verified;
+    measure_.expect(options_.random + others, options_.random + others);
     const Measure::Grams grams = measure_.grams();
     const Matrix& gram = options_.forced ? grams.forced : grams.free;
     result_.gram = gram;
@@ -137,14 +137,11 @@ class Search {
   }
 
   size_t add(const std::string& name, const std::string& kind, const Assignment& z, double bound = -1) {
-    PolicyResult p{name,
-                   kind,
-                   z,
-                   cost_of(*problem_, z),
-                   error_of(*problem_, z),
-                   diagonal_error_of(*problem_, z),
-                   bound,
-                   measure_.on_held_out(z, name).free};
+    PolicyResult p{
+        name,  kind, z, cost_of(*problem_, z), error_of(*problem_, z), diagonal_error_of(*problem_, z),
+        bound, {},   {}};
+    p.calibration = measure_.on_calibration(z, name).free;
+    p.held_out = measure_.on_held_out(z, name).free;
     result_.policies.push_back(std::move(p));
     return result_.policies.size() - 1;
   }

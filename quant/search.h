@@ -37,7 +37,7 @@ struct PolicyResult {
   double cost = 0;
   double predicted = 0, predicted_diagonal = 0;  // on the calibration clips; without interactions
   double bound = -1;                             // of the error at this cost, from the solver
-  std::vector<double> held_out;                  // per clip; empty where it was not measured
+  std::vector<double> calibration, held_out;     // measured, per clip, free-running
 };
 
 // A baseline against the search's own policy of no more than its cost, by relative RMS errors over the

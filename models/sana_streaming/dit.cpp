@@ -89,7 +89,8 @@ TextContext Dit::text_context(const Tensor& text, const Tensor& mask) const {
   TextContext context{{}, mask};
   precision.check_fits(config_.depth, config_.softmax_blocks);
   for (size_t i = 0; i < blocks.size(); ++i) {
-    const BlockPrecision here{int64_t(i), precision.at(int64_t(i), 0), rounded.get()};
+    const BlockPrecision here{int64_t(i), precision.at(int64_t(i), 0), rounded.get(),
+                              product_hook ? &product_hook : nullptr};
     context.keys.push_back(blocks[i].cross_attn.text_keys(y, &here));
   }
   return context;
@@ -136,8 +137,9 @@ Tensor Dit::self_attention(const Block& block, const Tensor& u, const Pass& pass
 }
 
 Tensor Dit::run_block(const Block& block, const Tensor& h_in, const Pass& pass, size_t index) const {
-  const BlockPrecision chosen{int64_t(index), precision.at(int64_t(index), pass.time), rounded.get()};
-  const BlockPrecision* here = precision.rules.empty() ? nullptr : &chosen;
+  const BlockPrecision chosen{int64_t(index), precision.at(int64_t(index), pass.time), rounded.get(),
+                              product_hook ? &product_hook : nullptr};
+  const BlockPrecision* here = precision.rules.empty() && !product_hook ? nullptr : &chosen;
   const Tensor mod = block.scale_shift_table + pass.t0;
   const BlockState* past = pass.past && pass.past->chunk > 0 ? &pass.past->blocks[index] : nullptr;
   const Tensor modulated = layer_norm_modulate(h_in, row(mod, 0), row(mod, 1), kBlockNormEps);
