@@ -120,7 +120,7 @@ int run_bench_dit(const BenchDitOptions& options);
 struct SelftestOptions {
   std::string golden;  // empty: no golden files
   std::string device = "cpu";
-  std::string filter;          // only ops whose name contains it
+  std::string filter;          // only ops whose name matches this regular expression
   bool no_production = false;  // leave out the shapes of the benchmark
 };
 int run_selftest(const SelftestOptions& options);

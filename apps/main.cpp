@@ -168,7 +168,7 @@ Run add_selftest(CLI::App& app) {
   auto o = std::make_shared<SelftestOptions>();
   app.add_option("--golden", o->golden, "A folder of golden files of the reference");
   app.add_option("--device", o->device, "cpu or cuda");
-  app.add_option("--filter", o->filter, "Only ops whose name contains this");
+  app.add_option("--filter", o->filter, "Only ops whose name matches this regular expression");
   app.add_flag("--no-production", o->no_production, "Leave out the large shapes, as on the CPU");
   return [o] { return run_selftest(*o); };
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <regex>
 
 #include "apps/commands.h"
 #include "models/golden.h"
@@ -17,12 +18,21 @@ struct Tally {
   void count(bool ok) { ++(ok ? passed : failed); }
 };
 
+std::regex pattern_of(const std::string& text) {
+  try {
+    return std::regex(text);
+  } catch (const std::regex_error&) {
+    fail("selftest: the filter '", text, "' is no regular expression");
+  }
+}
+
 // Small odd shapes, degenerate ones and strided views; on the GPU also the production shapes.
 void check_ops(const SelftestOptions& options, Device device, Tally& tally) {
-  std::printf("%-24s %-5s %-6s %9s %9s\n", "op", "dtype", "shapes", "forward", "backward");
+  std::printf("%-22s %-5s %-6s %9s %9s %6s\n", "op", "dtype", "shapes", "forward", "backward", "s");
+  const std::regex filter = pattern_of(options.filter);
   const bool production = device == Device::cuda && !options.no_production;
   for (const OpCase* op : all_op_cases()) {
-    if (op->name.find(options.filter) == std::string::npos) continue;
+    if (!std::regex_search(op->name, filter)) continue;
     for (const bool bench : {false, true})
       for (const DType dtype : {DType::f32, DType::bf16}) {
         if (bench && !production) continue;
@@ -64,7 +74,8 @@ void check_golden(const std::string& folder, Device device, Tally& tally) {
 
 int run_selftest(const SelftestOptions& options) {
   const Device device = device_named(options.device);
-  check(device != Device::cuda || cuda_available(), "selftest: this machine has no GPU that the kernels run on");
+  check(device != Device::cuda || cuda_available(),
+        "selftest: this machine has no GPU that the kernels run on");
   if constexpr (kHasCuda)
     if (device == Device::cuda) std::printf("on %s\n", cuda::device_name().c_str());
   Tally tally;

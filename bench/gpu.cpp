@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <sstream>
 
+#include "bench/gpu_timing.h"
 #include "bench/report.h"
 #include "models/sana_streaming/dit.h"
 #include "ops/all.h"
@@ -14,53 +15,6 @@
 
 namespace rivulet::bench {
 namespace {
-
-double median(std::vector<double> x) {
-  std::sort(x.begin(), x.end());
-  return x[x.size() / 2];
-}
-
-// Seconds of f() by the GPU's clock. `before` keeps the GPU busy while the host gives it the work of f, so
-// that no time to launch is counted.
-std::vector<double> seconds_of(int repetitions, const std::function<void()>& before,
-                               const std::function<void()>& f) {
-  std::vector<double> seconds;
-  for (int i = 0; i < repetitions + 2; ++i) {
-    before();
-    const GpuMark begin;
-    f();
-    const GpuMark end;
-    if (i >= 2) seconds.push_back(end.since(begin));
-  }
-  return seconds;
-}
-
-// Larger than the second-level cache: filling it drives everything else out.
-class Flush {
- public:
-  void operator()() const { block_.fill(value_ = 1 - value_); }
-
- private:
-  Tensor block_{{int64_t(512) << 18}, DType::f32, Device::cuda};
-  mutable double value_ = 0;
-};
-
-struct Ceilings {
-  double copy_gb_s, gemm_tflop_s;
-};
-
-Ceilings measure(DType dtype, const Flush& flush) {
-  const int64_t bytes = int64_t(1) << 30;
-  const Tensor from({bytes / 4}, DType::f32, Device::cuda), to = empty_like(from);
-  from.fill(1.5);
-  const double copy = median(seconds_of(10, flush, [&] { to.copy_from(from); }));
-  const NoGrad off;
-  Rng rng{5};
-  const int64_t n = 8192;
-  const Tensor a = randn({n, n}, rng, dtype).to(Device::cuda), b = randn({n, n}, rng, dtype).to(Device::cuda);
-  const double gemm = median(seconds_of(5, flush, [&] { linear(a, b); }));
-  return {2.0 * double(bytes) / copy * 1e-9, 2.0 * double(n) * n * n / gemm * 1e-12};
-}
 
 Tensors inputs_of(const OpCase& op, const Shapes& shapes, DType dtype) {
   Rng rng{1};
@@ -72,7 +26,10 @@ Tensors inputs_of(const OpCase& op, const Shapes& shapes, DType dtype) {
   return inputs;
 }
 
-std::function<void()> work_of(const OpCase& op, const Tensors& inputs, bool with_backward) {
+}  // namespace
+
+std::function<void()> op_work(const OpCase& op, const Shapes& shapes, DType dtype, bool with_backward) {
+  const Tensors inputs = inputs_of(op, shapes, dtype);
   if (!with_backward)
     return [&op, inputs] {
       const NoGrad off;
@@ -100,29 +57,16 @@ std::function<void()> work_of(const OpCase& op, const Tensors& inputs, bool with
   };
 }
 
+namespace {
+
 nlohmann::json time_row(const OpCase& op, const Shapes& shapes, const std::string& name, const Flush& flush,
                         const GpuSettings& settings, const Ceilings& best) {
-  const Tensors inputs = inputs_of(op, shapes, settings.dtype);
-  const auto work = work_of(op, inputs, settings.backward);
-  const double cold = median(seconds_of(settings.repetitions, flush, work));
-  const auto run_before = [&] {
-    flush();
-    work();
-  };
-  const double warm = median(seconds_of(settings.repetitions, run_before, work));
-  nlohmann::json row = {{"name", name}, {"op", op.name}, {"cold_s", cold}, {"warm_s", warm}};
+  const auto work = op_work(op, shapes, settings.dtype, settings.backward);
+  Counts counts;
+  if (!settings.backward) counts = {op.bytes(shapes) * double(size_of(settings.dtype)) / 4, op.flops(shapes)};
+  nlohmann::json row = time_work(name, work, counts, settings.repetitions, flush, best);
+  row["op"] = op.name;
   for (const Shape& s : shapes) row["shapes"].push_back(std::vector<int64_t>(s.begin(), s.end()));
-  std::printf("%10.1f %10.1f us", cold * 1e6, warm * 1e6);
-  if (!settings.backward) {
-    const double bytes = op.bytes(shapes) * double(size_of(settings.dtype)) / 4, flops = op.flops(shapes);
-    row["copy_percent_cold"] = bytes / cold * 1e-7 / best.copy_gb_s;
-    row["copy_percent_warm"] = bytes / warm * 1e-7 / best.copy_gb_s;
-    row["gemm_percent_cold"] = flops / cold * 1e-10 / best.gemm_tflop_s;
-    std::printf(" %6.0f%% %6.0f%% %6.1f%%", row["copy_percent_cold"].get<double>(),
-                row["copy_percent_warm"].get<double>(), row["gemm_percent_cold"].get<double>());
-  }
-  std::printf("   %s\n", name.c_str());
-  std::fflush(stdout);
   return row;
 }
 
@@ -131,13 +75,13 @@ nlohmann::json time_row(const OpCase& op, const Shapes& shapes, const std::strin
 nlohmann::json run_on_gpu(const std::regex& pattern, const GpuSettings& settings, int& red) {
   check(cuda_available(), "rivulet-bench: this machine has no GPU that the kernels run on");
   const Flush flush;
-  const Ceilings best = measure(settings.dtype, flush);
+  const Ceilings best = measure_ceilings(settings.dtype, flush);
   nlohmann::json file = gpu_result_file(settings.dtype);
   file["copy_gb_s"] = best.copy_gb_s;
   file["gemm_tflop_s"] = best.gemm_tflop_s;
   std::printf("%s, %s: copies %.0f GB/s, products %.0f TFLOP/s\n", file["gpu"].get<std::string>().c_str(),
               name_of(settings.dtype), best.copy_gb_s, best.gemm_tflop_s);
-  std::printf("%10s %13s %7s %7s %7s   work\n", "cold", "warm", "copy", "copy", "gemm");
+  print_head();
   for (const OpCase* op : all_op_cases()) {
     bool checked = false;
     for (const Shapes& shapes : op->bench) {
@@ -187,29 +131,36 @@ nlohmann::json time_training_step(int repetitions, int64_t depth) {
   const Tensor text = normal({1, tokens, config.caption_channels});
   const Tensor mask = ones({1, tokens}, DType::u8, Device::cuda),
                t = full({1}, 500, DType::f32, Device::cuda);
-  std::vector<double> forward_s, both_s;
+  Timing forward_s, both_s;
   double loss_value = 0;
-  for (int i = 0; i < repetitions + 2; ++i) {
+  for (int i = 0; i < repetitions + kGpuWarmUps; ++i) {
     for (auto [name, p] : parameters) p.set_grad({});
     const GpuMark begin;
     const Tensor loss = mse_loss(dit(x, t, dit.text_context(text, mask)), target);
     const GpuMark middle;
     backward(loss);
     const GpuMark end;
-    if (i >= 2) {
-      forward_s.push_back(middle.since(begin));
-      both_s.push_back(end.since(begin));
+    if (i >= kGpuWarmUps) {
+      forward_s.seconds.push_back(middle.since(begin));
+      both_s.seconds.push_back(end.since(begin));
     }
     loss_value = loss.item();
   }
+  for (Timing* t : {&forward_s, &both_s}) std::sort(t->seconds.begin(), t->seconds.end());
   int64_t finite = 0;
   for (const auto& [name, p] : parameters)
     if (p.grad().defined()) ++finite;
   nlohmann::json file = gpu_result_file(DType::bf16);
   file["rows"].push_back({{"name", "dit_2b_training_step 9680 tokens"},
                           {"depth", depth},
-                          {"forward_s", median(forward_s)},
-                          {"forward_backward_s", median(both_s)},
+                          {"warm_up_runs", kGpuWarmUps},
+                          {"repetitions", repetitions},
+                          {"forward_s", forward_s.median()},
+                          {"forward_spread", forward_s.spread()},
+                          {"forward_backward_s", both_s.median()},
+                          {"forward_backward_spread", both_s.spread()},
+                          {"forward_backward_min_s", both_s.seconds.front()},
+                          {"forward_backward_max_s", both_s.seconds.back()},
                           {"loss", loss_value},
                           {"gradients", finite},
                           {"peak_bytes", cuda_memory().peak}});
@@ -217,7 +168,7 @@ nlohmann::json time_training_step(int repetitions, int64_t depth) {
       "training step of the 2B network, %lld blocks, 9680 tokens: forward %.1f ms, forward + backward %.1f "
       "ms, peak "
       "%.2f GB, loss %.4f\n",
-      static_cast<long long>(depth), 1e3 * median(forward_s), 1e3 * median(both_s),
+      static_cast<long long>(depth), 1e3 * forward_s.median(), 1e3 * both_s.median(),
       1e-9 * double(cuda_memory().peak), loss_value);
   return file;
 }

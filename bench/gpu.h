@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <regex>
 
-#include "tensor/dtype.h"
+#include "ops/case.h"
 
 namespace rivulet::bench {
 
@@ -17,6 +17,13 @@ struct GpuSettings {
 
 // The result file of all rows whose name matches; `red` counts those whose results are wrong.
 nlohmann::json run_on_gpu(const std::regex& pattern, const GpuSettings& settings, int& red);
+
+// The delta net's layer and its inside, and the attention, of the 2B network at 1280x704: what the reference
+// was timed on.
+nlohmann::json time_layers(int repetitions, int& red);
+
+// What running `op` is on random inputs of these shapes, which are made at once.
+std::function<void()> op_work(const OpCase& op, const Shapes& shapes, DType dtype, bool with_backward);
 
 // One training step of the 2B bidirectional network (20 blocks; fewer for a profile) with random weights:
 // forward and backward for 11 latent frames at 1280x704, bf16, blocks run again in the backward. Times of

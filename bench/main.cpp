@@ -94,7 +94,7 @@ int main_of(int argc, char** argv) {
   Settings settings;
   std::string filter = "", json_path, save_path;
   std::vector<std::string> files;
-  bool list = false, backward = false, train = false;
+  bool list = false, backward = false, train = false, layers = false;
   std::string device = "cpu", dtype = "bf16";
   int threads = 0;
   int64_t depth = 20;
@@ -115,6 +115,8 @@ int main_of(int argc, char** argv) {
   app.add_option("--dtype", dtype, "Of the rows on cuda: bf16 (the default) or f32")
       ->check(CLI::IsMember({"bf16", "f32"}));
   app.add_flag("--train", train, "Time a training step of the 2B network instead; needs --device cuda");
+  app.add_flag("--layers", layers,
+               "Time the layers of the 2B network that the reference was timed on; needs --device cuda");
   app.add_option("--depth", depth, "Blocks of that network")->check(CLI::Range(1, 20));
   app.add_flag("--list", list, "Print the names of the rows and stop");
   app.add_option("--compare", files, "Print the table of two result files, ours and theirs")->expected(2);
@@ -131,12 +133,13 @@ int main_of(int argc, char** argv) {
     return 0;
   }
   if (threads > 0) set_threads(threads);
-  check(!train || device == "cuda", "--train needs --device cuda");
+  check(!(train || layers) || device == "cuda", train ? "--train" : "--layers", " needs --device cuda");
   if (device_named(device) == Device::cuda) {
     int wrong = 0;
     const GpuSettings gpu{dtype == "f32" ? DType::f32 : DType::bf16, settings.repetitions, backward};
-    const nlohmann::json file =
-        train ? time_training_step(settings.repetitions, depth) : run_on_gpu(std::regex(filter), gpu, wrong);
+    const nlohmann::json file = train    ? time_training_step(settings.repetitions, depth)
+                                : layers ? time_layers(settings.repetitions, wrong)
+                                         : run_on_gpu(std::regex(filter), gpu, wrong);
     if (!json_path.empty()) write_file(json_path, file.dump(2) + "\n");
     return wrong > 0 ? 1 : 0;
   }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <sstream>
 
+#include "ops/gemm_choices.h"
 #include "tensor/cuda.h"
 
 namespace rivulet::bench {
@@ -19,13 +20,14 @@ std::string text(const char* format, double value) {
   return buffer;
 }
 
-// The commit the source tree stands at, with "-dirty" when it was changed since; "" outside git.
+// The commit the source tree stands at, with "-dirty" when it was changed since. Where there is no such tree,
+// on another machine, the commit that was configured.
 std::string commit() {
   const char* command =
       "git -C '" RIVULET_SOURCE_DIR "' describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null";
   const std::unique_ptr<FILE, int (*)(FILE*)> pipe(::popen(command, "r"), ::pclose);
   char buffer[128] = "";
-  if (!pipe || !std::fgets(buffer, sizeof buffer, pipe.get())) return "";
+  if (!pipe || !std::fgets(buffer, sizeof buffer, pipe.get())) return RIVULET_COMMIT;
   std::string line = buffer;
   while (!line.empty() && line.back() == '\n') line.pop_back();
   return line;
@@ -94,10 +96,17 @@ json result_file(const Machine& machine, const Settings& settings) {
 }
 
 json gpu_result_file(DType dtype) {
-  std::string gpu;
-  if constexpr (kHasCuda) gpu = cuda::device_name();
-  return {{"what", "rivulet"}, {"commit", commit()},      {"compiler", std::string("GCC ") + __VERSION__},
-          {"gpu", gpu},        {"dtype", name_of(dtype)}, {"rows", json::array()}};
+  json file = {{"what", "rivulet"},
+               {"commit", commit()},
+               {"compiler", std::string("GCC ") + __VERSION__},
+               {"dtype", name_of(dtype)},
+               {"rows", json::array()}};
+  if constexpr (kHasCuda) {
+    file["gpu"] = cuda::device_name();
+    file["cuda_driver"] = cuda::driver_version();
+    file["cublaslt"] = cuda::cublaslt_version();
+  }
+  return file;
 }
 
 std::string compare(const json& ours, const json& theirs) {

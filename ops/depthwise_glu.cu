@@ -296,11 +296,15 @@ void depthwise_glu(const Tensor& x, const Tensor& w, const Tensor& bias, bool si
 
 void depthwise_glu_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& bias,
                             bool silu_first, Tensor& dx, Tensor& dw, Tensor& dbias) {
+  const Tensor dm = empty_like(x);
+  if (depthwise_gate_tiled(dy, x, w, bias, silu_first, dm) &&
+      depthwise_backward_tiled(dm, x, w, silu_first, dx, dw, dbias))
+    return;
   const Plane im = plane_of(x);
   const int64_t bands = (im.height + kBand - 1) / kBand, all_bands = x.dim(0) * bands;
   // Enough threads for a large GPU; by the shape alone, so that sums repeat.
   const int64_t pieces = std::clamp<int64_t>((int64_t(1) << 17) / im.c * 2, 1, all_bands);
-  const Tensor dm = empty_like(x), parts({pieces, im.c, 10}, accumulate_dtype(x.dtype()), Device::cuda);
+  const Tensor parts({pieces, im.c, 10}, accumulate_dtype(x.dtype()), Device::cuda);
   dispatch(x, dy.dim(3), silu_first, {x, dy, dx}, [&]<class T, int N, bool kSilu>() {
     launch_forward<T, N, kSilu, true>(x, w, bias, dy, dm);
     const int64_t groups = im.c / N;

@@ -14,13 +14,6 @@ constexpr int kChunks = kPixel / 8;    // of 16 bytes
 constexpr int kWide = kStrip + 2;      // columns of the tile
 constexpr int kInFlight = 7;           // chunks that a thread loads at once
 
-// x sigmoid(x) by the hardware's tanh: off by at most |x| 2^-12, less than x's own rounding to bf16.
-__device__ float fast_silu(float x) {
-  float t;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(0.5f * x));
-  return 0.5f * x * (1.0f + t);
-}
-
 struct Planes {
   int height, width;
   int64_t c;  // 2C
@@ -63,10 +56,11 @@ __device__ void load_tile(const __nv_bfloat16* image, const Planes& im, int x0, 
   }
 }
 
-template <bool kSilu>
+// y, or with kBackward the gradient of what goes into the gate, dm [.., 2C].
+template <bool kSilu, bool kBackward>
 __global__ void __launch_bounds__(kTileThreads, 3)
     depthwise_tile_kernel(const __nv_bfloat16* x, const __nv_bfloat16* w, const __nv_bfloat16* bias,
-                          Planes im, __nv_bfloat16* y) {
+                          const __nv_bfloat16* dy, Planes im, __nv_bfloat16* y) {
   extern __shared__ __align__(16) unsigned char shared[];
   auto* tile = reinterpret_cast<__nv_bfloat16*>(shared);
   const int c0 = blockIdx.x * kChannels, x0 = blockIdx.y * kStrip;
@@ -85,13 +79,22 @@ __global__ void __launch_bounds__(kTileThreads, 3)
   __syncthreads();
   if (x0 + column >= im.width) return;
 
-  __nv_bfloat16* out = y + (blockIdx.z * pixels + x0 + column) * half + c;
+  const int64_t place = blockIdx.z * pixels + x0 + column;
   float above[4], own[4], below[4];
 #pragma unroll
   for (int k = 0; k < 4; ++k) above[k] = own[k] = add[k];
   const auto finish = [&](int row, const float(&m)[4]) {
-    *reinterpret_cast<__nv_bfloat162*>(out + int64_t(row) * im.width * half) =
-        __floats2bfloat162_rn(m[0] * fast_silu(m[2]), m[1] * fast_silu(m[3]));
+    const int64_t pixel = place + int64_t(row) * im.width;
+    if constexpr (kBackward) {
+      const float2 d = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(dy + pixel * half + c));
+      const Silu f(m[2]), g(m[3]);
+      auto* to = reinterpret_cast<__nv_bfloat162*>(y + pixel * im.c + c);
+      to[0] = __floats2bfloat162_rn(d.x * f.value, d.y * g.value);
+      to[half / 2] = __floats2bfloat162_rn(d.x * m[0] * f.slope, d.y * m[1] * g.slope);
+    } else {
+      *reinterpret_cast<__nv_bfloat162*>(y + pixel * half + c) =
+          __floats2bfloat162_rn(m[0] * fast_silu(m[2]), m[1] * fast_silu(m[3]));
+    }
   };
 #pragma unroll 2
   for (int row = 0; row < im.height; ++row) {
@@ -121,20 +124,30 @@ __global__ void __launch_bounds__(kTileThreads, 3)
   finish(im.height - 1, above);
 }
 
+template <bool kBackward>
+bool run_tiled(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& dy, bool silu_first,
+               const Tensor& out) {
+  const int64_t height = x.dim(1), width = x.dim(2), shared = height * kWide * kPixel * 2;
+  if (!depthwise_tiles(x, kPixel, shared) || !is_aligned(out.raw(), 4) || !is_aligned(dy.raw(), 4))
+    return false;
+  const auto kernel =
+      silu_first ? depthwise_tile_kernel<true, kBackward> : depthwise_tile_kernel<false, kBackward>;
+  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kMostTileShared)));
+  const dim3 grid(unsigned(x.dim(3) / kPixel), blocks_for(width, kStrip), unsigned(x.dim(0)));
+  launch({grid, kTileThreads, size_t(shared)}, kernel, pointer<__nv_bfloat16>(x), pointer<__nv_bfloat16>(w),
+         pointer<__nv_bfloat16>(bias), pointer<__nv_bfloat16>(dy), Planes{int(height), int(width), x.dim(3)},
+         pointer<__nv_bfloat16>(out));
+  return true;
+}
+
 }  // namespace
 
 bool depthwise_glu_tiled(const Tensor& x, const Tensor& w, const Tensor& bias, bool silu_first, Tensor& y) {
-  constexpr int64_t kMostShared = 200 << 10;
-  const int64_t height = x.dim(1), width = x.dim(2), shared = height * kWide * kPixel * 2;
-  if (x.dtype() != DType::bf16 || x.dim(3) % kPixel != 0 || shared > kMostShared || x.dim(0) > 65535 ||
-      !is_aligned(x.raw(), 16) || !is_aligned(y.raw(), 4))
-    return false;
-  const auto kernel = silu_first ? depthwise_tile_kernel<true> : depthwise_tile_kernel<false>;
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kMostShared)));
-  const dim3 grid(unsigned(x.dim(3) / kPixel), blocks_for(width, kStrip), unsigned(x.dim(0)));
-  launch({grid, kTileThreads, size_t(shared)}, kernel, pointer<__nv_bfloat16>(x), pointer<__nv_bfloat16>(w),
-         pointer<__nv_bfloat16>(bias), Planes{int(height), int(width), x.dim(3)}, pointer<__nv_bfloat16>(y));
-  return true;
+  return run_tiled<false>(x, w, bias, y, silu_first, y);
+}
+bool depthwise_gate_tiled(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& bias,
+                          bool silu_first, const Tensor& dm) {
+  return run_tiled<true>(x, w, bias, dy, silu_first, dm);
 }
 
 }  // namespace rivulet::cuda

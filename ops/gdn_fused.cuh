@@ -90,13 +90,13 @@ __device__ inline float2 unpack_angle(uint32_t x) {
   return __half22float2(reinterpret_cast<const __half2&>(x));
 }
 
-__device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+__device__ inline uint32_t address_in_shared(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
 __device__ inline Frag load_frag(const half_t* p) {
   Frag f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(f.r[0]), "=r"(f.r[1]), "=r"(f.r[2]), "=r"(f.r[3])
-               : "r"(shared_address(p))
+               : "r"(address_in_shared(p))
                : "memory");
   return f;
 }
@@ -104,7 +104,7 @@ __device__ inline Frag load_frag_transposed(const half_t* p) {
   Frag f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(f.r[0]), "=r"(f.r[1]), "=r"(f.r[2]), "=r"(f.r[3])
-               : "r"(shared_address(p))
+               : "r"(address_in_shared(p))
                : "memory");
   return f;
 }
@@ -242,7 +242,7 @@ __device__ void fill_slots(half_t* to, F&& value) {
 
 // Writes zeros where there is nothing to read.
 __device__ inline void copy_16_bytes_async(void* shared, const void* global, bool valid = true) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address_in_shared(shared)), "l"(global),
                "r"(valid ? 16 : 0)
                : "memory");
 }
@@ -265,6 +265,10 @@ void run_fused_chains(const FusedSizes& n, const half_t* p, const float* p_z, co
 // P, Pz (saved), A (a, [value, key]) and b of every frame.
 void sum_frames(const FusedSizes& n, const GdnFusedInputs& in, const GdnFusedSaved& saved, float key_scale,
                 float* a, float* b);
+// The same on Hopper, where it takes this head dim.
+bool sums_frames_by_wgmma(const FusedSizes& n);
+void sum_frames_wgmma(const FusedSizes& n, const GdnFusedInputs& in, const GdnFusedSaved& saved,
+                      float key_scale, float* a, float* b);
 
 // --- Backward ----------------------------------------------------------------------------------------------
 constexpr int kBackWarps = 7, kBackThreads = 32 * kBackWarps, kBackTokens = 16 * kBackWarps;

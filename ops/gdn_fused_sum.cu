@@ -178,6 +178,12 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
   }
 
   const auto cluster = cooperative_groups::this_cluster();
+  const auto meet = [&] {
+    if constexpr (kSplit == 1)
+      __syncthreads();  // a cluster's barrier would also wait for the results on their way to memory
+    else
+      cluster.sync();
+  };
   float* sums = reinterpret_cast<float*>(shared);  // one D x D matrix at a time, then the parts of b
   float* parts = sums + D * D;
   if (loads)
@@ -203,7 +209,7 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
             for_block(acc[Traits::kColumns * i + j], 16 * (row + i), 16 * (column + j),
                       [&](int y, int x, float value) { sums[y * D + x] = value; });
     }
-    cluster.sync();
+    meet();
     const int64_t square = int64_t(cell.index) * D * D;
     constexpr int kShare = D * D / 4 / kSplit;
 #pragma unroll 4
@@ -228,7 +234,7 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
       }
       b[cell.index * D + int(threadIdx.x)] = total;
     }
-    cluster.sync();
+    meet();
   }
 }
 
@@ -249,6 +255,7 @@ int best_split(int cells, int tiles) {
 
 void sum_frames(const FusedSizes& n, const GdnFusedInputs& in, const GdnFusedSaved& saved, float key_scale,
                 float* a, float* b) {
+  if (sums_frames_by_wgmma(n)) return sum_frames_wgmma(n, in, saved, key_scale, a, b);
   dispatch_head(n.d, [&]<int D>() {
     const auto sum = [&]<int kSplit>() {
       allow_shared(sum_frame_kernel<D, kSplit>, SumTraits<D>::kShared);

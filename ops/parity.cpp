@@ -1,10 +1,13 @@
 #include "ops/parity.h"
 
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 
 #include "tensor/autograd.h"
+#include "tensor/parallel.h"
 
 namespace rivulet {
 namespace {
@@ -78,10 +81,29 @@ Values run_poisoned(const OpCase& op, const Tensors& inputs, Tensors& cotangents
   return values;
 }
 
+// combine(f(i)) over 0 .. n - 1 on all threads, in pieces whose bounds do not depend on the threads.
+template <class F, class Combine>
+double over_all(int64_t n, F&& f, Combine&& combine) {
+  constexpr int64_t kPiece = 1 << 16;
+  std::vector<double> parts(size_t((n + kPiece - 1) / kPiece));
+  parallel_for(n, kPiece, [&](int64_t begin, int64_t end) {
+    double part = 0;
+    for (int64_t i = begin; i < end; ++i) part = combine(part, f(i));
+    parts[size_t(begin / kPiece)] = part;
+  });
+  double total = 0;
+  for (double part : parts) total = combine(total, part);
+  return total;
+}
+
+Tensor as_f64(const Tensor& x) { return x.to(Device::cpu).to(DType::f64).contiguous(); }
+
 double rms(const Tensor& x) {
   if (!x || x.numel() == 0) return 0;
-  double squares = 0;
-  for (double v : x.to_vector()) squares += v * v;
+  const Tensor wide = as_f64(x);
+  const double* p = wide.data<double>();
+  const double squares = over_all(
+      x.numel(), [p](int64_t i) { return p[i] * p[i]; }, std::plus<>());
   return std::sqrt(squares / double(x.numel()));
 }
 
@@ -89,17 +111,16 @@ double rms(const Tensor& x) {
 double error(const Tensor& got, const Tensor& want, double floor) {
   if (!want) return got ? std::nan("") : 0;
   if (!got || got.shape() != want.shape()) return std::nan("");
-  const std::vector<double> g = got.to_vector(), w = want.to_vector();
+  const Tensor wide_got = as_f64(got), wide_want = as_f64(want);
+  const double *g = wide_got.data<double>(), *w = wide_want.data<double>();
   const double size = std::max(rms(want), floor);
-  double worst = 0;
-  for (size_t i = 0; i < w.size(); ++i) {
+  const bool integers = !is_floating(got.dtype());
+  const auto relative = [=](int64_t i) {
     const double d = std::abs(g[i] - w[i]);
-    if (g[i] == w[i] || (!is_floating(got.dtype()) && d <= 1)) continue;
-    const double relative = d / (std::abs(w[i]) + size);
-    if (!(relative <= worst)) worst = relative;  // a NaN is kept
-    if (std::isnan(worst)) break;
-  }
-  return worst;
+    return g[i] == w[i] || (integers && d <= 1) ? 0 : d / (std::abs(w[i]) + size);
+  };
+  const auto worse = [](double a, double b) { return std::isnan(a) || b <= a ? a : b; };  // keeps a NaN
+  return over_all(want.numel(), relative, worse);
 }
 
 bool same_bits(const Tensors& a, const Tensors& b) {
@@ -155,19 +176,21 @@ double parity_tolerance(DType dtype) {
 ParityRow check_parity(const OpCase& op, Device device, DType dtype, bool bench) {
   ParityRow row{.op = op.name, .dtype = dtype, .bench = bench};
   row.tolerance = dtype == DType::bf16 && op.bf16_tolerance > 0 ? op.bf16_tolerance : parity_tolerance(dtype);
+  const auto start = std::chrono::steady_clock::now();
   try {
     Arena arena(int64_t(bench ? 4096 : 4) << 20, device);
     for (const Shapes& shapes : bench ? op.bench : op.check) check_shapes(op, shapes, device, arena, row);
   } catch (const std::exception& e) {
     row.failure = e.what();
   }
+  row.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return row;
 }
 
 std::string to_string(const ParityRow& row) {
   char line[160];
-  std::snprintf(line, sizeof(line), "%-22s %-5s %-6s %9.1e %9.1e  ", row.op.c_str(), name_of(row.dtype),
-                row.bench ? "bench" : "check", row.forward, row.backward);
+  std::snprintf(line, sizeof(line), "%-22s %-5s %-6s %9.1e %9.1e %6.2f  ", row.op.c_str(), name_of(row.dtype),
+                row.bench ? "bench" : "check", row.forward, row.backward, row.seconds);
   const std::string verdict = row.passed()           ? "ok"
                               : !row.failure.empty() ? "FAILED: " + row.failure
                                                      : "FAILED at " + row.worst_at;

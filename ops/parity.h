@@ -16,6 +16,7 @@ struct ParityRow {
   // vanish by cancelling. Integer results count only where they differ by more than one.
   double forward = 0, backward = 0;
   double tolerance = 0;
+  double seconds = 0;         // that the check took, the reference on the CPU included
   std::string worst_at = {};  // the shapes and view of the largest error
   std::string failure = {};   // an exception's text, or how the second run differed
   bool passed() const { return failure.empty() && forward <= tolerance && backward <= tolerance; }
@@ -26,7 +27,7 @@ double parity_tolerance(DType dtype);
 
 ParityRow check_parity(const OpCase& op, Device device, DType dtype, bool bench);
 
-// One line: op, dtype, both errors, verdict.
+// One line: op, dtype, both errors, seconds, verdict.
 std::string to_string(const ParityRow& row);
 
 }  // namespace rivulet

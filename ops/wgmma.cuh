@@ -159,7 +159,8 @@ __device__ inline uint64_t rows_operand(const void* tile) {
 __device__ constexpr uint64_t rows_operand_step(int rows, int column) {
   return uint64_t(column / kPanelColumns * panel_bytes(rows) + column % kPanelColumns * 2) >> 4;
 }
-// Descriptor of panels whose rows are summed over and whose columns are the N index (MN-major).
+// Descriptor of panels whose rows are summed over and whose columns are the N index, or the M index of one
+// panel (MN-major).
 __device__ inline uint64_t columns_operand(const void* tile, int rows) {
   return uint64_t((shared_address(tile) & 0x3ffff) >> 4) | uint64_t(panel_bytes(rows) >> 4) << 16 |
          uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
@@ -192,13 +193,13 @@ struct Wgmma;
   template <>                                                                                             \
   struct Wgmma<N> {                                                                                       \
     using Accumulator = float[N / 2];                                                                     \
-    /* a in shared memory (rows_operand) */                                                               \
-    template <int kColumns>                                                                               \
+    /* a in shared memory, of 64 rows (rows_operand) or 64 columns (columns_operand, kAColumns 1) */       \
+    template <int kColumns, int kAColumns = 0>                                                            \
     static __device__ void run(Accumulator& d, uint64_t a, uint64_t b, int add) {                         \
       asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " o2 ", 0;\n"                                        \
                    "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" D "}, " o0 ", " o1        \
-                   ", p, 1, 1, 0, " o3 ";\n}\n"                                                           \
-                   : __VA_ARGS__ : "l"(a), "l"(b), "r"(add), "n"(kColumns));                              \
+                   ", p, 1, 1, " o4 ", " o3 ";\n}\n"                                                      \
+                   : __VA_ARGS__ : "l"(a), "l"(b), "r"(add), "n"(kColumns), "n"(kAColumns));              \
     }                                                                                                     \
     /* a in registers, laid out as the accumulators of a product 16 wide, rounded to bf16 */              \
     template <int kColumns>                                                                               \

@@ -18,7 +18,7 @@ void check_all(bool bench) {
     return;
   }
   if constexpr (kHasCuda) std::printf("on %s\n", cuda::device_name().c_str());
-  std::printf("%-22s %-5s %-6s %9s %9s\n", "op", "dtype", "shapes", "forward", "backward");
+  std::printf("%-22s %-5s %-6s %9s %9s %6s\n", "op", "dtype", "shapes", "forward", "backward", "s");
   for (const OpCase* op : all_op_cases()) SUBCASE(op->name.c_str()) {
       for (const DType dtype : {DType::f32, DType::bf16}) {
         const ParityRow row = check_parity(*op, Device::cuda, dtype, bench);

@@ -3,9 +3,11 @@
 
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cmath>
 #include <cstdio>
 
+#include "ops/parity.h"
 #include "tensor/autograd.h"
 #include "tensor/cuda.h"
 
@@ -85,6 +87,37 @@ TEST_CASE("gdn_fused: 100 chunks in bf16 end as near the f64 state as the first"
     std::printf("head dim %d: error %.1e in the first chunk, at most %.1e in any\n", int(d), first, worst);
     CHECK(first < 0x1p-7);
     CHECK(worst < 2 * first);
+  }
+}
+
+TEST_CASE("gdn_fused: frames of many tokens, whole and shared out") {
+  if (!cuda_available()) {
+    std::printf("skipped: no GPU\n");
+    return;
+  }
+  // [B, T, S, H, D]: a frame by one block and by several, frames that fill no stage, several batches.
+  for (const auto& [b, t, s, h, d] : {std::array<int64_t, 5>{1, 2, 70, 1, 112},
+                                      {2, 1, 300, 2, 112},
+                                      {1, 12, 65, 12, 112},
+                                      {1, 3, 100, 2, 64},
+                                      {1, 3, 100, 2, 32}}) {
+    const Shape x{b, t, s, h * d};
+    OpCase one = gdn_fused_case();
+    one.check = {{x,
+                  x,
+                  x,
+                  x,
+                  {h * d},
+                  {h * d},
+                  {t * s, d / 2},
+                  {t * s, d / 2},
+                  {b, t, s, h},
+                  {b, t, h},
+                  {b, h, d, d},
+                  {b, h, d}}};
+    const ParityRow row = check_parity(one, Device::cuda, DType::bf16, false);
+    std::printf("%s\n", to_string(row).c_str());
+    CHECK_MESSAGE(row.passed(), to_string(row));
   }
 }
 

@@ -99,6 +99,31 @@ TEST_CASE("policy: what it does not know it refuses, by name") {
         }).find("block 0") != std::string::npos);
 }
 
+TEST_CASE("policy: those that are shipped can be read and fit the 2B model") {
+  const DitConfig c;
+  int count = 0;
+  for (const auto& file : std::filesystem::directory_iterator(std::string(RIVULET_SOURCE_DIR) +
+                                                              "/models/sana_streaming/policies")) {
+    CAPTURE(file.path().string());
+    Policy::read(file.path().string()).check_fits(c.depth, c.softmax_blocks);
+    ++count;
+  }
+  CHECK(count >= 8);
+  const Policy paper =
+      Policy::read(std::string(RIVULET_SOURCE_DIR) + "/models/sana_streaming/policies/paper.json");
+  // dit.md section 9: the FP4 and FP8 parameters of Table 4, unpadded.
+  const double square = 2240.0 * 2240.0, sizes[kLayers] = {1, 1, 1, 1, 1, 0, 1, 2, 1, 6, 3, 3};
+  double fp4 = 0, fp8 = 0;
+  for (int64_t block = 0; block < c.depth; ++block)
+    for (int i = 0; i < kLayers; ++i) {
+      const Format f = paper.at(block, Layer(i), 0).format;
+      if (is_fp4(f)) fp4 += sizes[i] * square;
+      if (f == Format::fp8) fp8 += sizes[i] * square;
+    }
+  CHECK(fp4 == doctest::Approx(1258e6).epsilon(0.04));
+  CHECK(fp4 + fp8 == doctest::Approx(2040e6).epsilon(0.02));
+}
+
 TEST_CASE("policy: in a transformer, fewer bits lose more, and every layer feels its own choice") {
   Small s;
   CHECK(s.error("[]") == 0);

@@ -6,8 +6,6 @@
 #include "ops/attention.h"
 #include "ops/depthwise_glu.h"
 #include "ops/elementwise.h"
-#include "ops/gdn_decay.h"
-#include "ops/gdn_fused.h"
 #include "ops/glu.h"
 #include "ops/modulate.h"
 #include "ops/norm.h"
@@ -272,18 +270,8 @@ void DitStream::pass(int64_t T, bool remember, int64_t slot) {
 
 Tensor DitStream::delta_net(const Block& block, const FusedBlock& fused, BlockMemory& memory, const Tensor& u,
                             const Work& work) const {
-  const GdnAttention& gdn = block.gdn;
-  const int64_t C = config().width, nH = gdn.heads;
-  const Tensor p = linear(u, fused.qkvg, fused.qkvg_bias);
-  mark("q|k|v|gate");
-  const Tensor rates = linear(u, fused.rates, fused.rates_bias);
-  const Tensor decay = gdn_decay(rates.slice(3, nH, 2 * nH), gdn.dt_bias, gdn.A_log);
-  mark("write and decay rates");
-  const auto part = [&](int64_t i) { return p.slice(3, i * C, (i + 1) * C); };
-  const GdnResult result =
-      gdn_fused({part(0), part(1), part(2), part(3), gdn.q_norm.weight, gdn.k_norm.weight, work.cos, work.sin,
-                 rates.slice(3, 0, nH), decay, memory.gdn},
-                1 / std::sqrt(double(C / nH * S_)), kSelfNormEps);
+  const GdnResult result = delta_net_layer(block.gdn, fused, u, work.cos, work.sin, memory.gdn,
+                                           [this](const char* piece) { mark(piece); });
   if (work.remember) {
     memory.gdn.kv.copy_from(result.final.kv);
     memory.gdn.z.copy_from(result.final.z);

@@ -3,6 +3,8 @@
 #include <cmath>
 
 #include "ops/elementwise.h"
+#include "ops/gdn_decay.h"
+#include "ops/gdn_fused.h"
 
 namespace rivulet {
 namespace {
@@ -12,6 +14,22 @@ bool ends_with(const std::string& s, const std::string& tail) {
 }
 
 }  // namespace
+
+GdnResult delta_net_layer(const GdnAttention& gdn, const FusedBlock& fused, const Tensor& u,
+                          const Tensor& cos, const Tensor& sin, const GdnState& start,
+                          const std::function<void(const char*)>& piece) {
+  constexpr double kQkNormEps = 1e-5;
+  const int64_t C = u.dim(3), nH = gdn.heads, S = u.dim(2);
+  const Tensor p = linear(u, fused.qkvg, fused.qkvg_bias);
+  piece("q|k|v|gate");
+  const Tensor rates = linear(u, fused.rates, fused.rates_bias);
+  const Tensor decay = gdn_decay(rates.slice(3, nH, 2 * nH), gdn.dt_bias, gdn.A_log);
+  piece("write and decay rates");
+  const auto part = [&](int64_t i) { return p.slice(3, i * C, (i + 1) * C); };
+  return gdn_fused({part(0), part(1), part(2), part(3), gdn.q_norm.weight, gdn.k_norm.weight, cos, sin,
+                    rates.slice(3, 0, nH), decay, start},
+                   1 / std::sqrt(double(C / nH * S)), kQkNormEps);
+}
 
 FusedDit::FusedDit(const DitConfig& config, DType dtype, Device device)
     : dit(config, Device::meta), dtype_(dtype), device_(device) {
