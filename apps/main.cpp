@@ -114,7 +114,8 @@ Run add_search(CLI::App& app) {
       ->expected(1)
       ->take_all();
   app.add_option("--model", o->model, "A model folder (default: the bundled brook)");
-  app.add_option("--cost", o->cost, "A cost file, or bits or rtx5090 (a model, not measured)")
+  app.add_option("--cost", o->cost,
+                 "A cost file, bits, rtx5090 (a model, not measured), or measured: on --device, now")
       ->capture_default_str();
   app.add_option("--choices", o->choices, "Formats beside bf16")->capture_default_str();
   app.add_option("--layers", o->layers, "Layers that may be given one")->capture_default_str();

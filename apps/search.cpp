@@ -1,6 +1,7 @@
 // rivulet search: which number format each layer of an editor should multiply in.
 #include "quant/search.h"
 
+#include <filesystem>
 #include <iostream>
 
 #include "apps/bundled.h"
@@ -9,6 +10,7 @@
 #include "apps/video.h"
 #include "models/editor.h"
 #include "quant/edit_subject.h"
+#include "quant/measure_cost.h"
 #include "quant/plot.h"
 #include "tensor/parallel.h"
 #include "train/progress.h"
@@ -49,6 +51,23 @@ std::vector<EditClip> read_clips(const SearchCommandOptions& o, int64_t frames) 
   add(o.calibrate, false);
   add(o.held_out, true);
   return clips;
+}
+
+// A file, a bundled one by its name, or "measured": then the costs of the search's first run, kept in its
+// folder.
+CostModel read_costs(const SearchCommandOptions& o, const Subject& subject,
+                     const std::vector<Choice>& choices) {
+  if (o.cost != "measured") {
+    const bool is_file = o.cost.find_first_of("./") != std::string::npos;
+    return CostModel::read(is_file ? o.cost : bundled_cost(o.cost));
+  }
+  const std::string file = o.out + "/cost.json";
+  if (!std::filesystem::exists(file)) {
+    const Json costs = measure_costs(subject.layers, choices, device_named(o.device));
+    std::filesystem::create_directories(o.out);
+    write_file(file, costs.dump(1) + "\n");
+  }
+  return CostModel::read(file);
 }
 
 void print(const SearchResult& r, const std::string& dir) {
@@ -100,9 +119,8 @@ int run_search(const SearchCommandOptions& o) {
   search.seed = o.seed;
   search.provenance = {{"size", o.size}, {"chunks", o.chunks}, {"seed", o.seed}, {"device", o.device}};
 
-  const bool is_file = o.cost.find_first_of("./") != std::string::npos;
-  const CostModel cost = CostModel::read(is_file ? o.cost : bundled_cost(o.cost));
   const Subject subject = edit_subject(std::move(model), read_clips(o, frames), sampling);
+  const CostModel cost = read_costs(o, subject, search.choices);
   const Interrupt interrupt;
   search.stop = &interrupt.flag();
   std::unique_ptr<Progress> bar;

@@ -34,6 +34,7 @@ class CostModel {
   const Json& json() const { return json_; }
 
   bool knows(const Choice& choice) const;
+  bool knows_scores() const { return kind_ != "table"; }
   // The product itself, with the low-rank branch where there is one. Throws when the format, or in a table
   // the shape, is unknown.
   double product(const ProductShape& shape, const Choice& choice) const;

@@ -67,8 +67,8 @@ class Search {
       : subject_(subject),
         cost_(cost),
         options_(options),
-        space_(subject.depth, subject.softmax_blocks, options.layers, known(cost, options.choices),
-               options.per_step ? subject.times : std::vector<double>{}),
+        space_(subject.depth, subject.softmax_blocks, known(cost, options.layers),
+               known(cost, options.choices), options.per_step ? subject.times : std::vector<double>{}),
         journal_(options.dir, settings_of(subject, space_, options)),
         measure_(subject, space_, journal_, options.sketch, options.report, options.stop),
         baselines_(baselines(subject, space_, known(cost, options.choices))) {}
@@ -96,6 +96,11 @@ class Search {
       if (cost.knows(c)) list.push_back(c);
     check(!list.empty(), "policy search: the cost file ", cost.name(), " knows none of the choices");
     return list;
+  }
+
+  static std::vector<Layer> known(const CostModel& cost, std::vector<Layer> layers) {
+    if (!cost.knows_scores()) std::erase(layers, Layer::scores);
+    return layers;
   }
 
   void describe() {

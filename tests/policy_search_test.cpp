@@ -8,7 +8,9 @@
 
 #include "models/editor.h"
 #include "quant/edit_subject.h"
+#include "quant/measure_cost.h"
 #include "quant/plot.h"
+#include "tensor/cuda.h"
 
 using namespace rivulet;
 namespace fs = std::filesystem;
@@ -254,6 +256,21 @@ TEST_CASE("cost tables: what was not measured is not guessed") {
   CHECK_THROWS_AS(CostModel::from_json(bad, "bad"), Error);
 }
 
+TEST_CASE("costs measured here: one row for each product and copy of a format that the device has") {
+  const Subject subject = additive_subject(2, {Layer::sa_q, Layer::scores});
+  const std::vector<Choice> choices = {Choice{Format::fp8}, Choice{Format::nvfp4, 8}};
+  CHECK_THROWS_WITH_AS(measure_costs(subject.layers, choices, Device::cpu), doctest::Contains("none of the"),
+                       Error);
+  if (!cuda_available()) {
+    MESSAGE("skipped: no GPU");
+    return;
+  }
+  const CostModel m = CostModel::from_json(measure_costs(subject.layers, choices, Device::cuda, 5), "here");
+  CHECK(m.source() == "measured");
+  for (const LayerWork& w : subject.layers)
+    if (w.layer != Layer::scores) CHECK(m.product(w.shape, Choice{}) > 0);
+}
+
 TEST_CASE("units, policies and the paper's policy") {
   const std::vector<Choice> choices = {Choice{Format::fp8}, Choice{Format::nvfp4}};
   const PolicySpace space(20, {3, 19}, {Layer::sa_q, Layer::scores, Layer::ca_kv, Layer::ffn_in}, choices);
@@ -270,6 +287,9 @@ TEST_CASE("units, policies and the paper's policy") {
     CHECK(paper[u] == expected);
   }
   CHECK(space.assignment(space.policy(paper, "again")) == paper);
+  const Policy shipped =
+      Policy::read(std::string(RIVULET_SOURCE_DIR) + "/models/sana_streaming/policies/paper.json");
+  CHECK(space.assignment(shipped) == paper);
   Policy foreign;
   foreign.rules = {{{}, {}, 0, 1000, Choice{Format::mxfp8}}};
   CHECK_THROWS_AS(space.assignment(foreign), Error);
