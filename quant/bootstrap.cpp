@@ -60,6 +60,25 @@ double acceleration(const std::vector<Cluster>& c, const Cluster& total) {
   return two > 0 ? three / (6 * std::pow(two, 1.5)) : 0;
 }
 
+// Fisher's sign test with sizes: how often the sum is as far from 0 when each cluster's sign is a coin's.
+double sign_flip_p(const std::vector<Cluster>& c, Rng& rng, int64_t limit) {
+  const bool exact = c.size() < 31 && (int64_t(1) << c.size()) <= limit;
+  const int64_t count = exact ? int64_t(1) << c.size() : limit;
+  double observed = 0, size = 0;
+  for (const Cluster& one : c) observed += one.sum, size += std::abs(one.sum);
+  int64_t as_far = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    double sum = 0;
+    for (size_t k = 0; k < c.size(); ++k) {
+      const bool flip = exact ? (i >> k) & 1 : rng.below(2) == 1;
+      sum += flip ? -c[k].sum : c[k].sum;
+    }
+    as_far += std::abs(sum) >= std::abs(observed) - 1e-12 * size;
+  }
+  // Drawn flips cannot show less than one in their number.
+  return exact ? double(as_far) / double(count) : double(as_far + 1) / double(count + 1);
+}
+
 }  // namespace
 
 Interval bootstrap_mean(const std::vector<double>& values, const std::vector<int>& clusters, Rng rng,
@@ -91,7 +110,7 @@ Interval bootstrap_mean(const std::vector<double>& values, const std::vector<int
     const auto high = std::upper_bound(means.begin(), means.end(), x + near);
     return (double(low - means.begin()) + double(high - means.begin())) / (2 * double(means.size()));
   };
-  out.p = std::min(1.0, 2 * std::min(share_below(0), 1 - share_below(0)));
+  out.p = sign_flip_p(c, rng, resamples);
   if (means.back() - means.front() <= 2 * near) {
     out.low = out.high = out.mean;
     return out;

@@ -9,7 +9,9 @@ namespace rivulet {
 
 struct Interval {
   double mean = 0, low = 0, high = 0;
-  double p = 1;  // two-sided: twice the share of resamples on the other side of 0
+  // Two-sided, of a mean of 0, by flipping the signs of clusters: exact where they are few. Five clusters
+  // cannot show less than 1/16.
+  double p = 1;
   // Nothing to resample: one cluster alone. low and high are then infinite.
   bool defined() const { return low > -1e300 && high < 1e300; }
   bool excludes_zero() const { return low > 0 || high < 0; }

@@ -193,7 +193,7 @@ std::string fit_table(const SearchResult& r) {
 
 std::string comparison_table(const SearchResult& r) {
   Table table({"against", "cost, % of bf16", "its error", "ours at that cost", "ours / its",
-               "difference, 95 %", "p (Holm)"});
+               "difference, 95 %", "p (sign flips, Holm)"});
   for (const Comparison& c : r.comparisons)
     table.row({html_escape(c.with), short_number(100 * c.cost / r.full_cost), short_number(c.theirs),
                short_number(c.ours), short_number(c.ours / c.theirs), interval_text(c.difference),

@@ -74,7 +74,7 @@ class Search {
         baselines_(baselines(subject, space_, known(cost, options.choices))) {}
 
   SearchResult run() {
-    const int64_t others = int64_t(baselines_.size()) * 2 + 3 + options_.equal + options_.verified;
+    const int64_t others = int64_t(baselines_.size()) * 2 + 4 + options_.equal + options_.verified;
     measure_.expect(options_.random + others, options_.random + others);
     const Measure::Grams grams = measure_.grams();
     const Matrix& gram = options_.forced ? grams.forced : grams.free;
@@ -158,7 +158,7 @@ class Search {
     solving.start = theirs.assignment;
     const Solution s = solver.solve(theirs.cost, solving);
     const size_t ours = add("search at the cost of " + theirs.name, "match", s.choice, s.bound);
-    pairs_.emplace_back(ours, baseline);
+    pairs_.push_back({ours, baseline});
     return ours;
   }
 
@@ -170,6 +170,7 @@ class Search {
       const size_t at = add(b.name, "baseline", b.assignment);
       if (b.name == "paper") paper = at;
       const size_t ours = match(solver, at);
+      if (b.name == "paper") match_with_its_choices(at);
       if (b.name == "paper" || at == 0) first_match = ours;
       costs.push_back(result_.policies[at].cost);
     }
@@ -190,12 +191,38 @@ class Search {
     }
   }
 
+  // The search held to the choices of a baseline: to the formats that it uses, in the layers where it has
+  // any. Tells what choosing by layer gains from what other formats and layers add.
+  void match_with_its_choices(size_t baseline) {
+    const PolicyResult theirs = result_.policies[baseline];
+    std::vector<Layer> layers;
+    std::vector<Choice> choices = {Choice{}};
+    for (size_t u = 0; u < space_.size(); ++u) {
+      const Choice& choice = space_.units()[u].choices[size_t(theirs.assignment[u])];
+      if (choice.plain()) continue;
+      layers.push_back(space_.units()[u].layer);
+      choices.push_back(choice);
+    }
+    const auto has = [](const auto& list, const auto& x) {
+      return std::find(list.begin(), list.end(), x) != list.end();
+    };
+    PolicyProblem held = *problem_;
+    for (size_t u = 0; u < space_.size(); ++u)
+      for (size_t f = 1; f < space_.units()[u].choices.size(); ++f)
+        if (!has(layers, space_.units()[u].layer) || !has(choices, space_.units()[u].choices[f]))
+          held.units[u][f].cost = 2 * result_.full_cost;  // above any budget
+    const Solution s =
+        PolicySolver(held).solve(theirs.cost, {.nodes = options_.nodes, .start = theirs.assignment});
+    pairs_.push_back({add("search with the choices of " + theirs.name, "match", s.choice), baseline,
+                      ", ours with its choices"});
+  }
+
   // What a search without interactions, one by gradients, and chance would have taken for this budget.
   void others_at_the_same_cost(double budget) {
     const auto solve_and_add = [&](const std::string& name, PolicyProblem problem) {
       const PolicySolver other(std::move(problem));
       const Solution s = other.solve(budget, {.nodes = options_.nodes});
-      pairs_.emplace_back(result_.chosen, add(name, "baseline", s.choice));
+      pairs_.push_back({result_.chosen, add(name, "baseline", s.choice)});
     };
     solve_and_add("without interactions", diagonal_problem(*problem_));
     if (subject_.fisher) {
@@ -207,7 +234,7 @@ class Search {
     for (int64_t i = 0; i < options_.equal; ++i) {
       const Assignment z = random_assignment(*problem_, budget, rng, 0.005 * result_.full_cost);
       const std::string name = "equal cost " + std::to_string(i + 1);
-      pairs_.emplace_back(result_.chosen, add(name, "random", z));
+      pairs_.push_back({result_.chosen, add(name, "random", z)});
     }
   }
 
@@ -226,12 +253,12 @@ class Search {
     std::vector<int> videos;
     for (const size_t clip : measure_.held_out()) videos.push_back(int(subject_.clips[clip].video));
     std::vector<double> p;
-    for (const auto& [ours, theirs] : pairs_) {
-      const PolicyResult &a = result_.policies[ours], &b = result_.policies[theirs];
+    for (const Pair& pair : pairs_) {
+      const PolicyResult &a = result_.policies[pair.ours], &b = result_.policies[pair.theirs];
       std::vector<double> difference;
       for (size_t i = 0; i < a.held_out.size(); ++i)
         difference.push_back(std::sqrt(a.held_out[i]) - std::sqrt(b.held_out[i]));
-      Comparison c{b.name, b.cost, mean_root(a.held_out), mean_root(b.held_out), {}, 1};
+      Comparison c{b.name + pair.note, b.cost, mean_root(a.held_out), mean_root(b.held_out), {}, 1};
       c.difference = bootstrap_mean(difference, videos, Rng{options_.seed}.fork(kBootstrap));
       p.push_back(c.difference.p);
       result_.comparisons.push_back(c);
@@ -248,7 +275,11 @@ class Search {
   Measure measure_;
   std::vector<Baseline> baselines_;
   const PolicyProblem* problem_ = nullptr;
-  std::vector<std::pair<size_t, size_t>> pairs_;  // (ours, theirs) of the comparisons
+  struct Pair {
+    size_t ours, theirs;  // of result_.policies
+    std::string note = {};
+  };
+  std::vector<Pair> pairs_;  // to compare
   SearchResult result_;
 };
 

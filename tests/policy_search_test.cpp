@@ -121,6 +121,10 @@ TEST_CASE("where errors add up exactly, the search predicts every policy") {
     CHECK(ours.cost <= theirs.cost * (1 + 1e-9));
     CHECK(ours.predicted <= theirs.predicted * (1 + 1e-9));
   }
+  const PolicyResult held = named("search with the choices of paper");
+  CHECK(held.cost <= named("paper").cost * (1 + 1e-9));
+  CHECK(held.predicted <= named("paper").predicted * (1 + 1e-9));
+  CHECK(held.predicted >= named("search at the cost of paper").bound);
   CHECK(named("without interactions").predicted >= named("search at the cost of paper").predicted);
   CHECK(named("diagonal Fisher").cost <= named("paper").cost * (1 + 1e-9));
   // The files say the same.
