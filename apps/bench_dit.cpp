@@ -12,7 +12,10 @@
 #include "nn/config.h"
 #include "ops/elementwise.h"
 #include "ops/gemm_choices.h"
+#include "ops/modulate.h"
+#include "ops/norm_quantize.h"
 #include "ops/reduce.h"
+#include "ops/residual_norm.h"
 #include "ops/shape.h"
 #include "tensor/cuda.h"
 #include "tensor/cuda_event.h"
@@ -40,8 +43,9 @@ Json summary(const std::vector<double>& ms) {
 // --- The check that comes before any speed ---------------------------------------------------------------
 
 // Four steps and a cache pass for each chunk of a shrunken model, by the plain transformer on the CPU in f32
-// and by the stream on the GPU. The largest relative error of a chunk's clean latents.
-double shrunken_error(DType dtype) {
+// and, under the policy, by the stream on the GPU (or by the plain transformer too). The largest relative
+// error of a chunk's clean latents.
+double shrunken_error(DType dtype, const Policy& policy, bool plainly = false) {
   DitConfig c;
   c.depth = 4;
   c.width = 224;
@@ -57,10 +61,16 @@ double shrunken_error(DType dtype) {
   for_each_tensor(reference.dit, [&](const std::string&, Tensor& t) { t.copy_from(t.to(dtype)); });
   FusedDit ours(c, dtype, Device::cuda);
   ours.copy_from(reference.dit);
+  if (!policy.plain()) ours.pack(policy);
+  ours.measure(true);
   DitStream stream(ours, {.height = kHeight, .width = kWidth, .first_frames = kFirst});
   const Tensor text = randn({1, 7, c.caption_channels}, rng), mask = ones({1, 7}, DType::u8);
   stream.set_text(text, mask);
   const TextContext context = reference.dit.text_context(text, mask);
+  Dit rounding = reference.dit;
+  rounding.precision = policy;
+  rounding.rounded = std::make_shared<RoundedWeights>();
+  const TextContext rounding_context = rounding.text_context(text, mask);
   StreamState state;
   double worst = 0;
   const NoGrad off;
@@ -71,9 +81,17 @@ double shrunken_error(DType dtype) {
       return reference.dit(cat({x, source}, 1), full({1}, t), context, &state);
     };
     const Tensor want = sample(plain, noise, {}, rng);
+    if (plainly) {
+      const auto rounded = [&](const Tensor& x, double t, double) {
+        return rounding(cat({x, source}, 1), full({1}, t), rounding_context, &state);
+      };
+      worst = std::max(worst, relative_error(sample(rounded, noise, {}, rng), want));
+    }
     StreamState next;
     reference.dit(cat({want, source}, 1), zeros({1}), context, &state, &next);
     state = next;
+    if (plainly) continue;
+    if (chunk == 1) ours.measure(false);
     stream.begin_chunk(source.to(Device::cuda));
     size_t step = 0;
     const auto fast = [&](const Tensor& x, double, double) { return stream.velocity(x, step++); };
@@ -81,7 +99,7 @@ double shrunken_error(DType dtype) {
     stream.end_chunk(want.to(Device::cuda));  // errors of a chunk are its own
     worst = std::max(worst, relative_error(got.to(Device::cpu), want));
   }
-  check(stream.replays(), "bench-dit: the shrunken stream made no graph");
+  check(plainly || stream.replays(), "bench-dit: the shrunken stream made no graph");
   return worst;
 }
 
@@ -90,7 +108,7 @@ double shrunken_error(DType dtype) {
 constexpr double kTolerance32 = 1e-4, kTolerance16 = 3e-2;
 
 Json check_outputs() {
-  const double f32 = shrunken_error(DType::f32), bf16 = shrunken_error(DType::bf16);
+  const double f32 = shrunken_error(DType::f32, {}), bf16 = shrunken_error(DType::bf16, {});
   std::printf("shrunken model against the CPU in f32: f32 %.1e (at most %.0e), bf16 %.1e (at most %.0e)\n",
               f32, kTolerance32, bf16, kTolerance16);
   return {{"f32_error", f32},
@@ -98,6 +116,18 @@ Json check_outputs() {
           {"bf16_error", bf16},
           {"bf16_tolerance", kTolerance16},
           {"passed", f32 <= kTolerance32 && bf16 <= kTolerance16}};
+}
+
+// The policy's rules on every block, since the shrunken model has few. Two sets of roundings of one kind
+// differ from the exact result by about as much; wrong ones by more.
+Json check_policy(Policy policy) {
+  for (Policy::Rule& rule : policy.rules) rule.blocks.clear();
+  const double effect = shrunken_error(DType::bf16, policy, /*plainly=*/true),
+               error = shrunken_error(DType::bf16, policy), most = 1.5 * effect + kTolerance16;
+  std::printf(
+      "under the policy: %.1e by the plain transformer on the CPU, %.1e by the stream (at most %.1e)\n",
+      effect, error, most);
+  return {{"plain_error", effect}, {"error", error}, {"tolerance", most}, {"passed", error <= most}};
 }
 
 // --- What the machine can do at best -----------------------------------------------------------------------
@@ -134,11 +164,84 @@ Ceilings measure_ceilings() {
   return {2e-6 * double(kCopy) / copy_ms, 2e-9 * std::pow(double(kSide), 3) / gemm_ms};
 }
 
+// --- What rounding costs beside the products ---------------------------------------------------------------
+
+// Milliseconds of one denoising pass spent on rounding activations to rows of E4M3: each as it runs in the
+// stream, the fused ones against the same op without the rounding. On tensors in use in turn, as between
+// layers.
+Json quantising(const FusedDit& model, const FrameSize& size) {
+  const int64_t S = size.width / kPixelsPerLatent * (size.height / kPixelsPerLatent),
+                T = model.dit.config().chunk_frames, C = model.dit.config().width, N = T * S;
+  Rng rng{5};
+  const auto make = [&](int64_t rows, int64_t cols) {
+    return randn({1, T, rows / T, cols}, rng, DType::bf16, Device::cuda);
+  };
+  constexpr int kTurns = 4, kRuns = 20;
+  const auto us = [&](const std::function<void(int)>& work) {
+    return 1e3 *
+           best_ms(5,
+                   [&] {
+                     for (int i = 0; i < kRuns; ++i) work(i % kTurns);
+                   }) /
+           kRuns;
+  };
+  std::vector<Tensor> narrow, wide, frame;
+  for (int i = 0; i < kTurns; ++i) {
+    narrow.push_back(make(N, C));
+    wide.push_back(make(N, model.dit.config().mlp_ratio * C));
+    frame.push_back(make(S / T * T, C));
+  }
+  const Tensor gate = randn({1, 1, 1, C}, rng, DType::bf16, Device::cuda), shift = gate.clone(),
+               scale = gate.clone();
+  const bool scaled = model.policy().has_static_scales();
+  const Tensor given = scaled ? full({1}, 0.02, DType::f32, Device::cuda) : Tensor();
+  const auto rows = [&](const std::vector<Tensor>& x) {
+    return us([&](int i) { quantize(x[size_t(i)], scaled ? Format::fp8_tensor : Format::fp8, given); });
+  };
+  const double row_us = rows(narrow), wide_us = rows(wide), frame_us = rows(frame);
+  const auto other = [&](int i) { return narrow[size_t((i + 1) % kTurns)]; };
+  const double residual = us([&](int i) { gate_residual(narrow[size_t(i)], gate, other(i)); }),
+               residual_q = us([&](int i) {
+                 norm_quantize(narrow[size_t(i)], gate, other(i), {}, {}, 1e-6, false, given);
+               }),
+               norm = us([&](int i) { layer_norm_modulate(narrow[size_t(i)], shift, scale); }),
+               norm_q = us([&](int i) {
+                 norm_quantize(narrow[size_t(i)], {}, {}, shift, scale, 1e-6, false, given);
+               }),
+               both = us([&](int i) { gate_residual_norm(narrow[size_t(i)], gate, other(i), shift, scale); }),
+               both_q = us([&](int i) {
+                 norm_quantize(narrow[size_t(i)], gate, other(i), shift, scale, 1e-6, true, given);
+               });
+  double total = 0;
+  const auto reads = [](const PackedLayer& l) { return l.packed() && !l.choice.weight_only; };
+  for (const FusedBlock& b : model.blocks) {
+    if (b.codes_reader()) total += both_q - both;
+    if (b.at(Layer::ca_q).reads_codes()) total += residual_q - residual;
+    if (b.at(Layer::ffn_in).reads_codes()) total += norm_q - norm;
+    for (const Layer layer : {Layer::sa_o, Layer::ca_o, Layer::ffn_t})
+      if (reads(b.at(layer))) total += row_us;
+    if (reads(b.at(Layer::ffn_out))) total += wide_us;
+    if (reads(b.at(Layer::ffn_t))) total += frame_us;
+  }
+  std::printf(
+      "rounding: %.1f us a [%lld, %lld], %.1f us a [%lld, %lld]; fused: residual %.1f -> %.1f, norm %.1f -> "
+      "%.1f, "
+      "residual and norm %.1f -> %.1f us; %.3f ms a pass\n",
+      row_us, static_cast<long long>(N), static_cast<long long>(C), wide_us, static_cast<long long>(N),
+      static_cast<long long>(model.dit.config().mlp_ratio * C), residual, residual_q, norm, norm_q, both,
+      both_q, 1e-3 * total);
+  return {
+      {"rows_us", row_us},         {"wide_rows_us", wide_us},           {"frame_us", frame_us},
+      {"residual_us", residual},   {"residual_rounded_us", residual_q}, {"norm_us", norm},
+      {"norm_rounded_us", norm_q}, {"residual_norm_us", both},          {"residual_norm_rounded_us", both_q},
+      {"pass_ms", 1e-3 * total}};
+}
+
 // --- The stream ------------------------------------------------------------------------------------------
 
 struct Bench {
   const BenchDitOptions& options;
-  const FusedDit& model;
+  FusedDit& model;
   Ceilings ceilings;
   int64_t height, width;  // of the latent grid
 };
@@ -262,6 +365,10 @@ Json measure(const Bench& b, int64_t first, int64_t chunks) {
   cuda_trim();
   Run run(b, first);
   Times times;
+  b.model.measure(!b.model.ready());
+  run.chunk(nullptr);  // static scales
+  b.model.measure(false);
+  run.stream().reset();
   run.chunk(nullptr);  // chooses the algorithms of the products of these shapes
   run.stream().reset();
   run.chunk(&times);
@@ -341,7 +448,14 @@ int bench(const BenchDitOptions& o, const Gpu& gpu, GemmChoices& choices) {
                  {"weights", "random"},         {"dtype", "bf16"},          {"size", o.size},
                  {"text_tokens", o.text_tokens}};
   report["check"] = check_outputs();
-  if (!report["check"]["passed"].get<bool>()) {
+  const Policy policy = o.policy.empty() ? Policy() : Policy::read(o.policy);
+  bool passed = report["check"]["passed"].get<bool>();
+  if (!policy.plain()) {
+    report["policy"] = policy.to_json();
+    report["policy_check"] = check_policy(policy);
+    passed &= report["policy_check"]["passed"].get<bool>();
+  }
+  if (!passed) {
     std::printf("RED: the results are wrong, so no speed is given\n");
     if (!o.json.empty()) write_file(o.json, report.dump(1) + "\n");
     return 1;
@@ -354,10 +468,12 @@ int bench(const BenchDitOptions& o, const Gpu& gpu, GemmChoices& choices) {
   Rng rng{1};
   FusedDit model(DitConfig{}, DType::bf16, Device::cuda);
   model.fill_random(rng);
+  if (!policy.plain()) model.pack(policy);
   cuda_trim();
-  const int64_t weights = count_elements(named_tensors(model.dit)) * size_of(DType::bf16);
+  const int64_t weights = model.weight_bytes();
   std::printf("weights: %.3f GB\n", double(weights) * 1e-9);
   report["weight_bytes"] = weights;
+  if (!policy.plain()) report["quantising"] = quantising(model, size);
   const Bench b{o, model, ceilings, size.height / kPixelsPerLatent, size.width / kPixelsPerLatent};
   const int64_t chunks = o.quick ? 8 : o.chunks;
   // The trained stream has a first chunk of five frames; the reference was timed with one of three.

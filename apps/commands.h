@@ -18,7 +18,11 @@ struct EditOptions {
   std::string device = "cpu";
   std::string state;  // resumed from when it exists, written at the end; one prompt only
   std::string size;   // WxH, empty for the clip's own
-  int64_t steps = 0;  // network calls per chunk; 0 for the sampler's default
+  // "stream": chunk after chunk, as live. "short": the clip's first frames at once, by a bidirectional model.
+  std::string mode = "stream";
+  int64_t frames = 81;  // of the short mode, at most
+  double guidance = 6;  // of the short mode; 1 for none
+  int64_t steps = 0;    // network calls per chunk, or steps of the short mode; 0 for the sampler's default
   uint64_t seed = 0;
   int threads = 0;         // 0 for all cores
   std::string safeguards;  // a JSON file (apps/safeguards/config.h); empty for the defaults
@@ -46,9 +50,10 @@ struct TrainOptions {
   bool fresh = false;  // ignore the checkpoints of an earlier run
 };
 int run_train(const TrainOptions& options);
-// What run_train calls for the tasks of video autoencoders.
+// What run_train calls for the tasks of video autoencoders, and for "flow", "ode" and "self_forcing".
 struct TrainConfig;
 int run_train_vae(const TrainOptions& options, TrainConfig config);
+int run_train_stage(const TrainOptions& options, TrainConfig config);
 
 struct VaeOptions {
   std::string in, out;
@@ -102,8 +107,38 @@ int run_search(const SearchCommandOptions& options);
 struct InspectOptions {
   std::string what;
   bool tensors = false;
+  bool gemm = false;  // instead: which matrix products the GPU has
+  std::string json;   // of --gemm
 };
 int run_inspect(const InspectOptions& options);
+int run_inspect_gemm(const std::string& json);
+
+struct QuantizeOptions {
+  std::string model;   // a model folder, or sana-streaming-2b
+  std::string policy;  // JSON
+  std::string out;     // .safetensors
+  std::string device = "cpu";
+  bool random_weights = false;
+};
+int run_quantize(const QuantizeOptions& options);
+
+struct ConvertOptions {
+  std::string in, out;
+  std::string as;              // a released model whose names and shapes the file must have
+  std::string random;          // a released model to make random weights of, instead of `in`
+  std::string dtype;           // of floating tensors; empty for the file's own, bf16 for random ones
+  std::string device = "cpu";  // where random weights are made
+  uint64_t seed = 0;
+};
+int run_convert(const ConvertOptions& options);
+
+struct ModelsOptions {
+  std::vector<std::string> names;  // empty for all
+  std::string models = "models";   // the models folder
+  std::string from;                // a file elsewhere to verify
+  bool verify = false;
+};
+int run_models(const ModelsOptions& options);
 
 struct BenchDitOptions {
   std::string model = "sana-streaming-2b";
@@ -111,11 +146,36 @@ struct BenchDitOptions {
   std::string size = "1280x704";
   int64_t chunks = 40;       // of the stream whose memory and frames per second are measured
   int64_t text_tokens = 60;  // real ones; padded ones are dropped
+  std::string policy;        // a precision policy; empty: bf16 throughout
   std::string json;          // the report to write
   std::string gemm_cache;    // a file of chosen algorithms; empty for the user's cache
   bool quick = false;        // 8 chunks
 };
 int run_bench_dit(const BenchDitOptions& options);
+
+struct BenchTextOptions {
+  int64_t repetitions = 20;
+  std::string json;        // the report to write
+  std::string gemm_cache;  // a file of chosen algorithms; empty for the user's cache
+};
+int run_bench_text(const BenchTextOptions& options);
+
+struct BenchVaeOptions {
+  std::string size = "1280x704";
+  int64_t chunks = 20;   // of 24 frames
+  int64_t latents = 3;   // worked on at a time
+  std::string json;      // the report to write
+};
+int run_bench_vae(const BenchVaeOptions& options);
+
+struct BenchE2eOptions {
+  std::string size = "1280x704";
+  int64_t chunks = 20;       // of 24 frames, after those that fill the window
+  int64_t text_tokens = 60;  // real ones
+  std::string json;          // the report to write
+  std::string gemm_cache;    // a file of chosen algorithms; empty for the user's cache
+};
+int run_bench_e2e(const BenchE2eOptions& options);
 
 struct SelftestOptions {
   std::string golden;  // empty: no golden files

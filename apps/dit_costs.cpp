@@ -17,7 +17,11 @@ std::map<std::string, Cost> pass_costs(const DitConfig& c, int64_t tokens, int64
     return Cost{4 * N * seen * C * times, kBytes * times * (2 * N * C + 2 * seen * C), true};
   };
   std::map<std::string, Cost> costs;
-  costs["q|k|v|gate"] = product(N, 4 * C, C, L);
+  Cost projections = product(N, 4 * C, C, L);
+  const Cost rates = product(N, 2 * nH, C, delta);  // of the same product: its input is read once
+  projections.flops += rates.flops;
+  projections.bytes += rates.bytes - kBytes * delta * N * C;
+  costs["q|k|v|gate"] = projections;
   costs["self proj"] = product(N, C, C, L);
   costs["cross q"] = product(N, C, C, L);
   costs["cross proj, residual"] = product(N, C, C, L, 1);
@@ -28,7 +32,7 @@ std::map<std::string, Cost> pass_costs(const DitConfig& c, int64_t tokens, int64
   conv.flops -= 2 * S * C * C * L;
   conv.bytes -= kBytes * L * 2 * N * C;  // the three taps read the same rows
   costs["temporal conv"] = conv;
-  costs["write and decay rates"] = product(N, 2 * nH, C, delta);
+  costs["decay"] = sweep(N * nH, delta);
   // Key-key and key-value products of every frame, then the reading of the state: dit.md 2.4.
   costs["delta net"] = Cost{delta * 8 * N * C * D, kBytes * delta * 5 * N * C, false};
   costs["q, k norm and rotation"] = sweep(4 * N * C, soft);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <iostream>
+#include <utility>
 
 #include "apps/bundled.h"
 #include "apps/commands.h"
@@ -29,6 +30,7 @@ void check_options(const EditOptions& o) {
         " outputs (-o); each prompt needs its own");
   check(o.state.empty() || o.prompts.size() == 1, "edit: --state holds one stream, but ", o.prompts.size(),
         " prompts were given");
+  check(o.mode == "stream" || o.state.empty(), "edit: --state goes on with a stream, --mode short has none");
   check(o.compare.empty() || (is_video_path(o.compare) && o.compare != "-"), "edit: --compare ", o.compare,
         " is not an .mp4 or .y4m");
   check(o.sheet.empty() || fs::path(o.sheet).extension() == ".png", "edit: --sheet ", o.sheet,
@@ -79,7 +81,8 @@ struct Job {
     sinks.push_back(open_sink(path, info));
     names.push_back(path);
   }
-  void add_track(size_t i, const SampleOptions& sampling);
+  void add_track(size_t i);
+  Tensor step(size_t i, const Tensor& frames, const SampleOptions& sampling);
   Tensor guarded(size_t i, const Tensor& source, const Tensor& edit);
   std::string partial_files() const {
     std::string list;
@@ -97,6 +100,9 @@ Job::Job(const EditOptions& o)
     safeguards.admit(text, "edit " + o.in);
     prompts.push_back(editor.encode(text));
   }
+  const EditModelConfig& config = editor.model().config();
+  check(o.mode == "stream" || config.dit.variant == "bidirectional", "edit: '", config.name,
+        "' edits streams, --mode short needs a bidirectional model");
   EditState start;
   start.noise = Rng{o.seed};
   if (!o.state.empty() && fs::exists(o.state)) start = load_state(o.state);
@@ -109,13 +115,15 @@ Job::Job(const EditOptions& o)
   stream.source = source.get();
   stream.inner = nearest_multiple(info.size, editor.size_multiple());
   stream.outer = info.size = even(info.size);
-  stream.chunk_frames = [this] { return editor.next_chunk_frames(states[0]); };
-
-  SampleOptions sampling;
-  if (o.steps > 0) sampling.steps = default_steps(o.steps);
+  if (o.mode == "short") {
+    stream.fill_chunks = false;
+    stream.chunk_frames = [frames = o.frames]() mutable { return std::exchange(frames, 0); };
+  } else {
+    stream.chunk_frames = [this] { return editor.next_chunk_frames(states[0]); };
+  }
   check_sheet_writable(o.sheet);
   for (const std::string& out : o.outs) add_sink(out, info);
-  for (size_t i = 0; i < prompts.size(); ++i) add_track(i, sampling);
+  for (size_t i = 0; i < prompts.size(); ++i) add_track(i);
   stream.look = [this](const Tensor& frames) { guards[0]->look_at_source(frames); };
   if (!o.compare.empty()) {
     VideoInfo wide = info;
@@ -131,19 +139,28 @@ Job::Job(const EditOptions& o)
   }
 }
 
-void Job::add_track(size_t i, const SampleOptions& sampling) {
+Tensor Job::step(size_t i, const Tensor& frames, const SampleOptions& sampling) {
+  if (options.mode == "stream") return editor.step(frames, prompts[i], states[i], sampling);
+  ClipSampling clip{.guidance = options.guidance};
+  if (options.steps > 0) clip.steps = options.steps;
+  return editor.edit_clip(frames, prompts[i], states[i].noise, clip);
+}
+
+void Job::add_track(size_t i) {
+  SampleOptions sampling;
+  if (options.steps > 0) sampling.steps = default_steps(options.steps);
   const std::string name = options.in + " -> " + options.outs[i];
   guards.push_back(std::make_unique<StreamGuard>(
       safeguards, StreamFacts{name, editor.model().config().name, options.prompts[i], options.seed}));
-  const auto step = [this, i, sampling](const Tensor& f) -> Tensor {
+  const auto edit_frames = [this, i, sampling](const Tensor& f) -> Tensor {
     try {
-      return editor.step(f, prompts[i], states[i], sampling);
+      return step(i, f, sampling);
     } catch (const NotFinite&) {
       return {};  // the guard shows the source and says so
     }
   };
   const auto guard = [this, i](const Tensor& source, const Tensor& edit) { return guarded(i, source, edit); };
-  stream.tracks.push_back({options.prompts[i], step, sinks[i].get(), guard});
+  stream.tracks.push_back({options.prompts[i], edit_frames, sinks[i].get(), guard});
 }
 
 Tensor Job::guarded(size_t i, const Tensor& frames, const Tensor& edit) {

@@ -47,11 +47,12 @@ int64_t run(const EditStream& stream) {
   int64_t done = 0;
   while (stream.stop == nullptr || !*stream.stop) {
     const int64_t n = stream.chunk_frames();
+    if (n == 0) break;
     const Tensor frames = stream.source->read(n);
     if (!frames) break;
     const int64_t got = frames.dim(0);
     if (stream.look) stream.look(frames);
-    const Tensor chunk = repeat_last(resize_frames(frames, stream.inner), n);
+    const Tensor chunk = repeat_last(resize_frames(frames, stream.inner), stream.fill_chunks ? n : got);
     Tensors edits;
     for (const EditTrack& track : stream.tracks) {
       edits.push_back(run_track(track, stream, frames, chunk));

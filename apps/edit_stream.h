@@ -24,10 +24,11 @@ struct EditTrack {
 struct EditStream {
   FrameSource* source;
   std::vector<EditTrack> tracks;
-  // How many frames the next step takes.
+  // How many frames the next step takes; 0 ends the edit.
   std::function<int64_t()> chunk_frames;
   std::function<void(const Tensor& frames)> look =
       nullptr;                              // sees the source, at its own size, before it is edited
+  bool fill_chunks = true;                  // false: an editor gets a last chunk that is shorter as it is
   FrameSize inner;                          // what the editors see
   FrameSize outer;                          // what the sinks get
   FrameSink* compare = nullptr;             // source and edits side by side
@@ -36,9 +37,9 @@ struct EditStream {
   std::function<void(int64_t frames)> progress = [](int64_t) {};
 };
 
-// Frames edited. When the clip ends inside a chunk, its last frame fills the rest of the chunk and the extra
-// results are dropped, so every track has exactly the frames of the source. Throws when the source has none.
-// Nothing is finished: that is for the caller to do with the sinks.
+// Frames edited. When the clip ends inside a chunk, its last frame fills the rest of the chunk
+// (unless fill_chunks is off) and the extra results are dropped, so every track has exactly the frames of the
+// source. Throws when the source has none. Nothing is finished: that is for the caller to do with the sinks.
 int64_t run(const EditStream& stream);
 
 }  // namespace rivulet

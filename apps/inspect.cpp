@@ -59,6 +59,8 @@ void inspect_dit(const DitConfig& config, bool list, int64_t tokens) {
 int run_inspect(const InspectOptions& options) {
   namespace fs = std::filesystem;
   const std::string& what = options.what;
+  if (options.gemm) return run_inspect_gemm(options.json);
+  check(!what.empty(), "inspect: name a model, a file or a config, or ask for --gemm");
   if (what == "sana-streaming-2b" || what == "sana-bidirectional-2b") {
     DitConfig config;
     if (what == "sana-bidirectional-2b") config.variant = "bidirectional";

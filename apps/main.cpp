@@ -33,7 +33,19 @@ Run add_edit(CLI::App& app) {
   app.add_option("--sheet", o->sheet, "Also write a PNG with a row of frames for the source and each edit");
   app.add_option("--size", o->size,
                  "WxH to edit at: scaled to cover it and cropped at the centre, turned for a portrait clip");
-  app.add_option("--steps", o->steps, "Network calls per chunk")->check(CLI::Range(1, 1000));
+  app.add_option("--mode", o->mode,
+                 "stream: chunk after chunk; short: the first frames at once, by a bidirectional model")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"stream", "short"}));
+  app.add_option("--frames", o->frames, "Frames of the short mode, at most")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--guidance", o->guidance,
+                 "Of the short mode: how far to go beyond the unguided edit, 1 for none")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 100.0));
+  app.add_option("--steps", o->steps, "Network calls per chunk, or steps of the short mode (50)")
+      ->check(CLI::Range(1, 1000));
   app.add_option("--seed", o->seed, "Seed of the noise");
   app.add_option("--state", o->state, "Resume the stream from this file if it exists, and save it there");
   app.add_option("--model", o->model, "A model folder (default: the bundled brook)");
@@ -159,10 +171,51 @@ Run add_search(CLI::App& app) {
 Run add_inspect(CLI::App& app) {
   auto o = std::make_shared<InspectOptions>();
   app.add_option("what", o->what,
-                 "A model folder, a .safetensors file, sana-streaming-2b or sana-bidirectional-2b")
-      ->required();
+                 "A model folder, a .safetensors file, sana-streaming-2b or sana-bidirectional-2b");
   app.add_flag("--tensors", o->tensors, "List every tensor");
+  app.add_flag("--gemm", o->gemm, "Instead: which scaled matrix products this GPU has, timed");
+  app.add_option("--json", o->json, "Write the figures of --gemm here");
   return [o] { return run_inspect(*o); };
+}
+
+Run add_quantize(CLI::App& app) {
+  auto o = std::make_shared<QuantizeOptions>();
+  app.add_option("model", o->model, "A model folder, or sana-streaming-2b with --random-weights")->required();
+  app.add_option("--policy", o->policy, "The precision policy, a JSON file")->required();
+  app.add_option("--out", o->out, "The file to write, .safetensors")->required();
+  app.add_option("--device", o->device, "cpu or cuda")->capture_default_str();
+  app.add_flag("--random-weights", o->random_weights, "Make the weights up");
+  return [o] { return run_quantize(*o); };
+}
+
+Run add_convert(CLI::App& app) {
+  auto o = std::make_shared<ConvertOptions>();
+  auto files = std::make_shared<std::vector<std::string>>();
+  app.add_option(
+         "files", *files,
+         "PyTorch weights (.pth, .pt, .bin), safetensors or the index of shards, and the .safetensors to "
+         "write; the latter alone with --random")
+      ->required()
+      ->expected(1, 2);
+  app.add_option("--as", o->as, "A published model whose weights these must be; see rivulet models");
+  app.add_option("--random", o->random, "Random weights of a published model's names and shapes");
+  app.add_option("--dtype", o->dtype, "f32, bf16 or f16 (default: as in the file; bf16 for random weights)");
+  app.add_option("--seed", o->seed, "Seed of the random weights");
+  app.add_option("--device", o->device, "cpu or cuda: where random weights are made");
+  return [o, files] {
+    o->out = files->back();
+    if (files->size() == 2) o->in = files->front();
+    return run_convert(*o);
+  };
+}
+
+Run add_models(CLI::App& app) {
+  auto o = std::make_shared<ModelsOptions>();
+  app.add_option("names", o->names, "Published models (default: all)");
+  app.add_option("--models", o->models, "The folder that keeps them")->capture_default_str();
+  app.add_flag("--verify", o->verify, "Check names, shapes and values of what is there");
+  app.add_option("--from", o->from, "Check this file as the named model");
+  return [o] { return run_models(*o); };
 }
 
 Run add_selftest(CLI::App& app) {
@@ -188,6 +241,33 @@ Run add_audit(CLI::App& app) {
   return [o] { return run_audit(*o); };
 }
 
+Run add_bench_vae(CLI::App& app) {
+  auto o = std::make_shared<BenchVaeOptions>();
+  app.add_option("--size", o->size, "frame size, multiples of 32")->capture_default_str();
+  app.add_option("--chunks", o->chunks, "chunks of 24 frames to time")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t(1), int64_t(100000)));
+  app.add_option("--latents", o->latents, "latent frames worked on at a time")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t(1), int64_t(4)));
+  app.add_option("--json", o->json, "write the report here");
+  return [o] { return run_bench_vae(*o); };
+}
+
+Run add_bench_e2e(CLI::App& app) {
+  auto o = std::make_shared<BenchE2eOptions>();
+  app.add_option("--size", o->size, "frame size, multiples of 32")->capture_default_str();
+  app.add_option("--chunks", o->chunks, "chunks of 24 frames to time")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t(1), int64_t(100000)));
+  app.add_option("--text-tokens", o->text_tokens, "length of the instruction")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t(1), int64_t(300)));
+  app.add_option("--json", o->json, "write the report here");
+  app.add_option("--gemm-cache", o->gemm_cache, "file with the algorithms chosen for matrix products");
+  return [o] { return run_bench_e2e(*o); };
+}
+
 Run add_bench_dit(CLI::App& app) {
   auto o = std::make_shared<BenchDitOptions>();
   app.add_option("--model", o->model, "sana-streaming-2b")->capture_default_str();
@@ -197,6 +277,7 @@ Run add_bench_dit(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::Range(4, 100000));
   app.add_flag("--quick", o->quick, "8 chunks");
+  app.add_option("--policy", o->policy, "A precision policy (JSON; some in models/sana_streaming/policies)");
   app.add_option("--text-tokens", o->text_tokens, "Tokens of the instruction")
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
@@ -204,6 +285,17 @@ Run add_bench_dit(CLI::App& app) {
                  "File of the matrix products' chosen algorithms (default: in the user's cache)");
   app.add_option("--json", o->json, "Write the report here");
   return [o] { return run_bench_dit(*o); };
+}
+
+Run add_bench_text(CLI::App& app) {
+  auto o = std::make_shared<BenchTextOptions>();
+  app.add_option("--repetitions", o->repetitions, "Timed calls of each length")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100000));
+  app.add_option("--gemm-cache", o->gemm_cache,
+                 "File of the matrix products' chosen algorithms (default: in the user's cache)");
+  app.add_option("--json", o->json, "Write the report here");
+  return [o] { return run_bench_text(*o); };
 }
 
 Run add_data_pack(CLI::App& app) {
@@ -265,9 +357,16 @@ constexpr Command kCommands[] = {
     {"data", "Gather footage for training, and look at the samples made of it", add_data},
     {"vae", "Put a clip through a video autoencoder and measure what comes back", add_vae},
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},
+    {"quantize", "Write a transformer's weights in the formats of a precision policy", add_quantize},
+    {"convert", "Turn published weights into one safetensors file, or make random ones", add_convert},
+    {"models", "The published models: sizes, licences, where each file belongs, and whether it is right",
+     add_models},
     {"provenance", "Read the invisible mark of a video", add_provenance},
     {"audit", "Check that an audit log is whole", add_audit},
     {"bench-dit", "Time the streaming transformer on the GPU", add_bench_dit},
+    {"bench-text", "Time the text encoder on the GPU", add_bench_text},
+    {"bench-vae", "Time the video autoencoder of LTX-2 on the GPU", add_bench_vae},
+    {"bench-e2e", "Time encoder, transformer and decoder together on the GPU", add_bench_e2e},
     {"selftest", "Check every op against f64, and the models against golden files", add_selftest},
 };
 

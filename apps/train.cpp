@@ -1,11 +1,11 @@
 // rivulet train: trains an editor from one JSON file, or goes on where the last run stopped. (Autoencoders:
-// apps/train_vae.cpp.)
+// apps/train_vae.cpp; the stages that make a few-step editor of latents: apps/train_stages.cpp.)
 #include <filesystem>
 #include <iostream>
 
 #include "apps/commands.h"
-#include "apps/frames.h"
 #include "apps/interrupt.h"
+#include "apps/train_data.h"
 #include "ops/image_io.h"
 #include "train/edit_samples.h"
 #include "train/edit_training.h"
@@ -14,50 +14,15 @@ namespace rivulet {
 namespace {
 
 constexpr int64_t kSheetRows = 8;
-constexpr int64_t kSheetFirst = int64_t(1) << 40;  // indices that training never reaches
-
-// The vocabulary may be left out of a training config: it is then everything that the renderer can say.
-EditModelConfig model_config(const TrainConfig& config, const std::string& source) {
-  Json model = config.model;
-  if (!model.contains("vocabulary")) model["vocabulary"] = instruction_vocabulary().to_json();
-  return read_edit_model_config(Fields(model, source + ": model"));
-}
-
-// Where samples come from: {"footage": FILE, "mix": {...}, "sizes": ["256x144", ...]}. Batch k is rendered at
-// size k of the list, round and round; without a list at the config's clip size.
-struct Source {
-  ShapeEdit renderer;
-  std::vector<ClipSize> sizes;
-  const ClipSize& size_of_batch(int64_t k) const { return sizes[size_t(k) % sizes.size()]; }
-};
-
-Source read_source(const TrainConfig& config, const std::string& name) {
-  Fields fields(config.data, name + ": data");
-  std::string path;
-  fields.optional("footage", path);
-  std::vector<std::string> sizes;
-  fields.optional("sizes", sizes);
-  Fields mix = fields.object("mix");
-  fields.done();
-  std::shared_ptr<const Footage> footage;
-  if (!path.empty()) footage = std::make_shared<const Footage>(Footage::open(path));
-  Source source{ShapeEdit(ShapeEditConfig::read(mix), footage), {}};
-  for (const std::string& text : sizes) {
-    const FrameSize size = parse_size(text);
-    source.sizes.push_back({config.frames, size.height, size.width});
-  }
-  if (sizes.empty()) source.sizes.push_back({config.frames, config.height, config.width});
-  return source;
-}
-
 }  // namespace
 
 int run_train(const TrainOptions& options) {
   TrainConfig config = read_train_config(options.config);
   if (options.steps > 0) config.steps = options.steps;
-  if (config.task != "edit") return run_train_vae(options, config);
-  const Source data = read_source(config, options.config);
-  EditModel model(model_config(config, options.config), device_named(options.device));
+  if (config.task == "vae" || config.task == "vae_distill") return run_train_vae(options, config);
+  if (config.task != "edit") return run_train_stage(options, config);
+  const RenderedData data = read_rendered_data(Fields(config.data, options.config + ": data"), config);
+  EditModel model(trained_model_config(config, options.config), device_named(options.device));
   config.model = to_json(model.config());
   Rng start{uint64_t(config.seed)};
   model.initialise(start);
@@ -76,8 +41,8 @@ int run_train(const TrainOptions& options) {
     std::cout << "resuming after step " << trainer.steps_done() << " of " << config.steps << "\n";
   std::vector<Sample> shown;
   for (int64_t i = 0; i < kSheetRows; ++i)
-    shown.push_back(data.renderer.sample(kSheetFirst + i, data.sizes[0]));
-  trainer.on_step([&] { model.dit.bound_memory(); });
+    shown.push_back(data.renderer.sample(kShownSamples + i, data.sizes[0]));
+  trainer.on_step([&](const NamedTensors& trained) { model.dit.bound_memory(trained, "dit."); });
   trainer.on_sample([&](int64_t steps_done) {
     const EmaScope average(trainer.ema(), trainer.params());
     write_png(config.dir + "/sample_" + std::to_string(steps_done) + ".png",

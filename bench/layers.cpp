@@ -144,7 +144,7 @@ void add_layer(Rows& rows, int64_t T, bool train, Rng& rng) {
     // Inside of the layer: between the products.
     const NoGrad off;
     const Tensor p = linear(layer.u, block.qkvg, block.qkvg_bias);
-    const Tensor rates = linear(layer.u, block.rates, block.rates_bias);
+    const Tensor rates = p.slice(3, 4 * layer.C, 4 * layer.C + 2 * layer.nH);
     const Tensor decay =
         gdn_decay(rates.slice(3, layer.nH, 2 * layer.nH), layer.gdn().dt_bias, layer.gdn().A_log);
     const auto part = [&](int64_t i) { return p.slice(3, i * layer.C, (i + 1) * layer.C); };
@@ -164,11 +164,10 @@ void add_layer(Rows& rows, int64_t T, bool train, Rng& rng) {
     const Counts counts{kBf16 * 5 * n * double(layer.C) + 8 * double(layer.nH) * d * (d + 1),
                         n * double(layer.nH) * d * (8 * d + 2) + double(T * layer.nH) * 4 * d * d * d};
     rows.add("gdn inner, " + frames + ", state in and out", wrong, counts, [&] { gdn_fused(in, key_scale); });
-    if (train)
-      rows.add("gdn inner, " + frames + ", forward and backward", wrong_op(gdn_fused_case()), {},
-               op_work(gdn_fused_case(), gdn_fused_case().bench[1], DType::bf16, true));
   }
   if (!train) return;
+  rows.add("gdn inner, " + frames + ", forward and backward", wrong_op(gdn_fused_case()), {},
+           op_work(gdn_fused_case(), gdn_fused_case().bench[1], DType::bf16, true));
   // As training runs it: the plain layer with its parameters in bf16.
   GdnAttention& gdn = layer.gdn();
   set_requires_grad(named_tensors(gdn), true);

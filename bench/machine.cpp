@@ -68,14 +68,14 @@ double copy_gbs(int threads) {
   return 2.0 * double(bytes) / seconds * 1e-9;
 }
 
+}  // namespace
+
 std::string cpu_model() {
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);)
     if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
   return "unknown";
 }
-
-}  // namespace
 
 Machine measure_machine() {
   const int threads = num_threads();

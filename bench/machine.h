@@ -13,5 +13,6 @@ struct Machine {
 };
 
 Machine measure_machine();
+std::string cpu_model();
 
 }  // namespace rivulet::bench

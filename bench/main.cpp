@@ -8,6 +8,7 @@
 #include <map>
 #include <regex>
 
+#include "bench/creek.h"
 #include "bench/gpu.h"
 #include "bench/live.h"
 #include "bench/report.h"
@@ -94,7 +95,7 @@ int main_of(int argc, char** argv) {
   Settings settings;
   std::string filter = "", json_path, save_path;
   std::vector<std::string> files;
-  bool list = false, backward = false, train = false, layers = false;
+  bool list = false, backward = false, train = false, layers = false, creek = false;
   std::string device = "cpu", dtype = "bf16";
   int threads = 0;
   int64_t depth = 20;
@@ -117,6 +118,7 @@ int main_of(int argc, char** argv) {
   app.add_flag("--train", train, "Time a training step of the 2B network instead; needs --device cuda");
   app.add_flag("--layers", layers,
                "Time the layers of the 2B network that the reference was timed on; needs --device cuda");
+  app.add_flag("--creek", creek, "Time training and running creek instead; needs --device cuda");
   app.add_option("--depth", depth, "Blocks of that network")->check(CLI::Range(1, 20));
   app.add_flag("--list", list, "Print the names of the rows and stop");
   app.add_option("--compare", files, "Print the table of two result files, ours and theirs")->expected(2);
@@ -133,12 +135,14 @@ int main_of(int argc, char** argv) {
     return 0;
   }
   if (threads > 0) set_threads(threads);
-  check(!(train || layers) || device == "cuda", train ? "--train" : "--layers", " needs --device cuda");
+  check(!(train || layers || creek) || device == "cuda", train ? "--train" : layers ? "--layers" : "--creek",
+        " needs --device cuda");
   if (device_named(device) == Device::cuda) {
     int wrong = 0;
     const GpuSettings gpu{dtype == "f32" ? DType::f32 : DType::bf16, settings.repetitions, backward};
     const nlohmann::json file = train    ? time_training_step(settings.repetitions, depth)
                                 : layers ? time_layers(settings.repetitions, wrong)
+                                : creek  ? time_creek(settings.repetitions)
                                          : run_on_gpu(std::regex(filter), gpu, wrong);
     if (!json_path.empty()) write_file(json_path, file.dump(2) + "\n");
     return wrong > 0 ? 1 : 0;

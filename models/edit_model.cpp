@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "models/colour_basis.h"
+#include "models/flow.h"
 #include "ops/elementwise.h"
 #include "ops/mix.h"
 #include "ops/shape.h"
@@ -14,6 +15,14 @@ namespace {
 constexpr double kLowestLevel = 1e-3;
 
 constexpr int64_t kMixed = 3 * (kColourFunctions + 3);  // channels of u that hold the matrix
+
+// v of the source_residual form.
+Tensor near_source(const Tensor& x, const Tensor& source, const Tensor& u, const Tensor& level, double r) {
+  const Tensor rest = 1.0 - level;
+  const Tensor spread = square(level) + square(rest) * (r * r);
+  const Tensor of_noise = (level - rest * (r * r)) / spread;
+  return (x - source * rest) * of_noise - source + u * (rsqrt(spread) * r);
+}
 
 // x0 of the colour_residual form; source and u [B, 3F, T, H, W], channels 3 * frequency + colour. The last 36
 // channels weigh the colour basis, three results an operand.
@@ -32,34 +41,44 @@ EditModelConfig read_edit_model_config(Fields f) {
   Fields dit = f.object("dit");
   c.dit = read_dit_config(dit);
   dit.done();
-  f.choice("prediction", c.prediction, {"velocity", "colour_residual"});
-  f.required("patch", c.patch, between(1, 64));
+  f.choice("prediction", c.prediction, {"velocity", "colour_residual", "source_residual"});
+  f.optional("residual_std", c.residual_std, above(0));
+  f.required("patch", c.patch, between(0, 64));
   f.required("first_chunk_frames", c.first_chunk_frames, between(1, 1024));
   f.required("instruction_tokens", c.instruction_tokens, between(1, 1024));
   c.vocabulary = Vocabulary::from_json(f.raw("vocabulary"), f.where("vocabulary"));
   f.done();
-  check(c.dit.latent_channels == 3 * c.patch * c.patch, f.where("patch"), ": ", c.patch, " makes ",
-        3 * c.patch * c.patch, " latent channels, dit.latent_channels is ", c.dit.latent_channels);
-  check(c.prediction != "colour_residual" || c.dit.latent_channels > kMixed, f.where("patch"),
-        ": colour_residual needs patches of 4 or more, got ", c.patch);
+  check(c.patch == 0 || c.dit.latent_channels == 3 * c.patch * c.patch, f.where("patch"), ": ", c.patch,
+        " makes ", 3 * c.patch * c.patch, " latent channels, dit.latent_channels is ", c.dit.latent_channels);
+  check(c.prediction != "colour_residual" || (c.patch > 0 && c.dit.latent_channels > kMixed),
+        f.where("patch"), ": colour_residual needs patches of 4 or more, got ", c.patch);
   return c;
 }
 
 Json to_json(const EditModelConfig& c) {
-  return {{"name", c.name},
-          {"dit", to_json(c.dit)},
-          {"prediction", c.prediction},
-          {"patch", c.patch},
-          {"first_chunk_frames", c.first_chunk_frames},
-          {"instruction_tokens", c.instruction_tokens},
-          {"vocabulary", c.vocabulary.to_json()}};
+  Json j = {{"name", c.name},
+            {"dit", to_json(c.dit)},
+            {"prediction", c.prediction},
+            {"patch", c.patch},
+            {"first_chunk_frames", c.first_chunk_frames},
+            {"instruction_tokens", c.instruction_tokens},
+            {"vocabulary", c.vocabulary.to_json()}};
+  if (c.prediction == "source_residual") j["residual_std"] = c.residual_std;
+  return j;
 }
 
 EditModel::EditModel(const EditModelConfig& c, Device device)
     : text(c.vocabulary.size(), c.instruction_tokens, c.dit.caption_channels, device),
       dit(c.dit, device),
-      config_(c),
-      codec_(c.patch) {}
+      config_(c) {
+  if (c.patch > 0) codec_.emplace(c.patch);
+}
+
+const PatchCodec& EditModel::codec() const {
+  check(codec_.has_value(), "'", config_.name,
+        "' works on the latents of a video autoencoder, not on patches");
+  return *codec_;
+}
 
 void EditModel::initialise(Rng& rng) {
   text.initialise(rng);
@@ -71,6 +90,27 @@ EditModel EditModel::load(const std::string& dir, Device device) {
   EditModel model(read_edit_model_config(Fields(read_json(path), path)), device);
   load_tensors(named_tensors(model), SafeTensors(dir + "/weights.safetensors"));
   return model;
+}
+
+void EditModel::copy_from(EditModel& other) {
+  const NoGrad off;
+  check(config_.vocabulary.words() == other.config_.vocabulary.words(), "'", config_.name, "' and '",
+        other.config_.name, "' were not taught the same words");
+  const NamedTensors from = named_tensors(other), to = named_tensors(*this);
+  check(from.size() == to.size(), "'", config_.name, "' has ", to.size(), " tensors, '", other.config_.name,
+        "' ", from.size());
+  for (size_t i = 0; i < to.size(); ++i) {
+    const auto& [name, source] = from[i];
+    Tensor value = source.detach(), place = to[i].second.detach();
+    if (value.numel() == 3 * place.numel()) value = value.select(2, 1);
+    if (place.numel() == 3 * value.numel()) {
+      place.fill(0);
+      place = place.select(2, 1);
+    }
+    check(name == to[i].first && value.numel() == place.numel(), "'", config_.name, "': ", to[i].first, " ",
+          to[i].second.shape(), " against ", name, " ", source.shape());
+    place.copy_from(value.reshape(place.shape()).to(device()));
+  }
 }
 
 void EditModel::save(const std::string& dir, DType dtype) {
@@ -103,19 +143,20 @@ Prompt EditModel::prompt(const std::string& instruction) const {
 }
 
 SourceLatents EditModel::source(const Tensor& latents) const {
-  if (config_.prediction == "velocity") return {latents, {}};
-  return {latents, colour_basis(codec_, latents)};
+  if (config_.prediction != "colour_residual") return {latents, {}};
+  return {latents, colour_basis(codec(), latents)};
 }
 
 Tensor EditModel::velocity(const Tensor& x, const SourceLatents& source, const Tensor& sigma, const Tensor& t,
                            const TextContext& context, const StreamState* past, StreamState* next) const {
   const Tensor told = t.defined() ? t : sigma * 1000.0;
   // The network's own order of channels is by token; turned once, it is not gathered by every op below.
-  const Tensor u = dit(cat({x, source.latents}, 1), told, context, past, next).contiguous();
+  const Tensor u = dit(cat({x, source.latents}, 1), told, context, past, next).contiguous().to(x.dtype());
   if (config_.prediction == "velocity") return u;
-  const Tensor level =
-      maximum(sigma, full(Shape{}, kLowestLevel, DType::f32, device())).reshape({-1, 1, 1, 1, 1});
-  return (x - colour_residual(source, u)) / level;
+  const Tensor level = over_latents(sigma.to(device()));
+  if (config_.prediction == "source_residual")
+    return near_source(x, source.latents, u, level, config_.residual_std);
+  return (x - colour_residual(source, u)) / maximum(level, full(Shape{}, kLowestLevel, DType::f32, device()));
 }
 
 StreamState EditModel::remember(const Tensor& x0, const Tensor& source, const TextContext& context,

@@ -1,6 +1,8 @@
-// A whole small editor in one trainable piece: instruction encoder, transformer and fixed patch latents, as
-// described by one config.json and stored in one weights.safetensors.
+// A whole small editor in one trainable piece: instruction encoder and transformer, over fixed patch latents
+// or those of a video autoencoder, as described by one config.json and stored in one weights.safetensors.
 #pragma once
+
+#include <optional>
 
 #include "models/instruction_encoder.h"
 #include "models/patch_codec.h"
@@ -18,8 +20,14 @@ struct EditModelConfig {
   // frequency alike; it is read from the last 36 channels of u (the highest frequencies, whose own residual
   // is 0). A change of tone or of one colour is then one small matrix instead of a residual of full rank, and
   // an untrained network copies its source.
+  // "source_residual": the network predicts, at unit size, what the source does not tell of the velocity.
+  // With the source s, x0 - s of mean square r^2 (`residual_std`), D = sigma^2 + (1 - sigma)^2 r^2:
+  //   v = (sigma - (1 - sigma) r^2) / D (x - (1 - sigma) s) - s + r / sqrt(D) u,
+  // the best linear guess from x and s and the size of its error (as in Karras et al. 2022, around the source
+  // instead of 0). An untrained network copies its source; no level is weighted without bound.
   std::string prediction = "velocity";
-  int64_t patch = 8;               // PatchCodec
+  double residual_std = 0.5;
+  int64_t patch = 8;               // PatchCodec; 0: the latents are those of a video autoencoder
   int64_t first_chunk_frames = 3;  // of a stream; later chunks have dit.chunk_frames
   int64_t instruction_tokens = 16;
   Vocabulary vocabulary;
@@ -46,6 +54,10 @@ class EditModel {
   void initialise(Rng& rng);
   // Reads DIR/config.json and DIR/weights.safetensors.
   static EditModel load(const std::string& dir, Device device = Device::cpu);
+  // The weights of a model of the same sizes, whatever its dtype and device. Bidirectional becomes streaming
+  // here: where one stores the temporal taps of q and k and the other does not, the centre tap is what
+  // counts, and the taps that nobody reads are 0 (training.md 2.1).
+  void copy_from(EditModel& other);
   // Writes both, weights first.
   void save(const std::string& dir, DType dtype = DType::f32);
 
@@ -56,7 +68,8 @@ class EditModel {
   }
 
   const EditModelConfig& config() const { return config_; }
-  const PatchCodec& codec() const { return codec_; }
+  // Of a model over patches; throws for others.
+  const PatchCodec& codec() const;
   // Where the parameters are: every tensor given to the functions below must be there too.
   Device device() const { return dit.final_linear.weight.device(); }
 
@@ -67,8 +80,8 @@ class EditModel {
 
   SourceLatents source(const Tensor& latents) const;
 
-  // Velocity of x [B, C, T, H, W] at the level sigma of each sample ([B], f32, with t = trunc(1000 sigma)
-  // unless t is given), beside its source. past and next as in Dit.
+  // Velocity of x [B, C, T, H, W] at the level sigma of each sample or frame ([B] or [B, T], f32, with
+  // t = trunc(1000 sigma) unless t is given), beside its source, in the dtype of x. past and next as in Dit.
   Tensor velocity(const Tensor& x, const SourceLatents& source, const Tensor& sigma, const Tensor& t,
                   const TextContext& text, const StreamState* past = nullptr,
                   StreamState* next = nullptr) const;
@@ -81,7 +94,7 @@ class EditModel {
 
  private:
   EditModelConfig config_;
-  PatchCodec codec_;
+  std::optional<PatchCodec> codec_;
 };
 
 }  // namespace rivulet

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "models/sana_streaming/stream_file.h"
 #include "ops/elementwise.h"
 #include "ops/image.h"
 #include "ops/reduce.h"
@@ -37,10 +38,6 @@ class Stopwatch {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-Tensor optional_tensor(const SafeTensors& file, const std::string& name) {
-  return file.contains(name) ? file.get(name) : Tensor();
-}
-
 // What step() relies on: every tensor of the state has the shape that this model makes for these frames.
 void check_fits(const StreamState& s, const DitConfig& c, int64_t tokens) {
   if (s.chunk == 0) return;
@@ -67,24 +64,16 @@ void check_fits(const StreamState& s, const DitConfig& c, int64_t tokens) {
   }
 }
 
+void check_finite(const Tensor& latents, const std::string& where) {
+  if (!std::isfinite(sum(abs(latents), {0, 1, 2, 3, 4}).item()))
+    throw NotFinite("edit: the network gave values that are not finite in " + where);
+}
+
 }  // namespace
 
 void save_state(const EditState& state, const std::string& path) {
   std::map<std::string, Tensor> tensors;
-  const auto put = [&](const std::string& name, const Tensor& t) {
-    if (t.defined()) tensors[name] = t.to(Device::cpu);
-  };
-  for (size_t i = 0; i < state.stream.blocks.size(); ++i) {
-    const BlockState& b = state.stream.blocks[i];
-    const std::string at = "blocks." + std::to_string(i) + ".";
-    put(at + "gdn.kv", b.gdn.kv);
-    put(at + "gdn.z", b.gdn.z);
-    put(at + "conv_tail", b.conv_tail);
-    for (const auto& [chunk, kv] : b.window) {
-      put(at + "window." + std::to_string(chunk) + ".k", kv.k);
-      put(at + "window." + std::to_string(chunk) + ".v", kv.v);
-    }
-  }
+  put_stream(state.stream, "", tensors);
   save_safetensors(path, tensors,
                    {{"kind", "rivulet edit state"},
                     {"chunk", std::to_string(state.stream.chunk)},
@@ -97,29 +86,10 @@ void save_state(const EditState& state, const std::string& path) {
 EditState load_state(const std::string& path) {
   const SafeTensors file(path);
   EditState state;
-  state.stream.chunk = read_count(file, "chunk");
-  state.stream.frames = read_count(file, "frames");
+  const int64_t chunk = read_count(file, "chunk"), frames = read_count(file, "frames");
   state.noise.seed = uint64_t(read_count(file, "seed"));
   state.noise.offset = uint64_t(read_count(file, "drawn"));
-  const int64_t blocks = read_count(file, "blocks");
-  check(state.stream.chunk >= 0 && state.stream.frames >= 0 && blocks >= 0 && blocks <= 1000, path,
-        ": the counters of the edit state are out of range");
-  state.stream.blocks.resize(size_t(blocks));
-  for (int64_t i = 0; i < blocks; ++i) {
-    BlockState& b = state.stream.blocks[size_t(i)];
-    const std::string at = "blocks." + std::to_string(i) + ".";
-    b.gdn = {optional_tensor(file, at + "gdn.kv"), optional_tensor(file, at + "gdn.z")};
-    b.conv_tail = optional_tensor(file, at + "conv_tail");
-    const std::string window = at + "window.";
-    for (const auto& [name, k] : file.tensors()) {
-      if (name.rfind(window, 0) != 0 || name.substr(name.size() - 2) != ".k") continue;
-      const std::string number = name.substr(window.size(), name.size() - window.size() - 2);
-      check(!number.empty() && number.size() < 18 &&
-                number.find_first_not_of("0123456789") == std::string::npos,
-            path, ": bad tensor name ", name);
-      b.window.emplace_back(std::stoll(number), KeyValue{k, file.get(window + number + ".v")});
-    }
-  }
+  state.stream = get_stream(file, "", chunk, frames, read_count(file, "blocks"));
   return state;
 }
 
@@ -154,13 +124,34 @@ Denoised Editor::denoise(const Tensor& latents, const Prompt& prompt, EditState&
   };
   out.latents = sample(velocity, noise, options, state.noise);
   // Anything not finite would stay in the memory and blacken the rest of the stream.
-  const Tensor size = sum(abs(out.latents), {0, 1, 2, 3, 4});
-  if (!std::isfinite(size.item()))
-    throw NotFinite("edit: the network gave values that are not finite in chunk " +
-                    std::to_string(state.stream.chunk));
+  check_finite(out.latents, "chunk " + std::to_string(state.stream.chunk));
   state.stream = model_.remember(out.latents, latents, prompt.context, state.stream);
   out.pass_seconds.push_back(watch.lap());
   return out;
+}
+
+Tensor Editor::edit_clip(const Tensor& frames, const Prompt& prompt, Rng& noise,
+                         const ClipSampling& sampling) const {
+  const EditModelConfig& c = model_.config();
+  check(c.dit.variant == "bidirectional", "edit: '", c.name,
+        "' edits streams, a whole clip at once needs a bidirectional model");
+  check(frames.dtype() == DType::u8 && frames.dims() == 4 && frames.numel() > 0, "edit: frames of ",
+        frames.dtype(), " ", frames.shape(), ", wanted u8 [F, H, W, 3]");
+  const NoGrad off;
+  const Device device = model_.device();
+  const SourceLatents source = model_.source(encode_frames(frames));
+  const TextContext null = sampling.guidance == 1 ? TextContext{} : model_.encode({""});
+  const auto with = [&](const TextContext& text) -> Velocity {
+    return [&](const Tensor& x, double t, double sigma) {
+      return model_.velocity(x, source, full({1}, sigma, DType::f32, device),
+                             full({1}, t, DType::f32, device), text);
+    };
+  };
+  const Tensor start = randn(source.latents.shape(), noise, DType::f32, device);
+  const Tensor latents = sample_dpm(guided(with(prompt.context), with(null), sampling.guidance), start,
+                                    clip_levels(sampling.steps, sampling.shift));
+  check_finite(latents, "the clip");
+  return decode_frames(latents);
 }
 
 Tensor Editor::decode_frames(const Tensor& latents) const {

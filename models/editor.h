@@ -1,8 +1,8 @@
 // Editing a stream of frames by instruction, chunk by chunk: the one call that the applications make.
 #pragma once
 
+#include "models/dpm_solver.h"
 #include "models/edit_model.h"
-#include "models/flow.h"
 
 namespace rivulet {
 
@@ -59,6 +59,11 @@ class Editor {
   Denoised denoise(const Tensor& latents, const Prompt& prompt, EditState& state,
                    const SampleOptions& options = {}) const;
   Tensor decode_frames(const Tensor& latents) const;
+
+  // A whole clip at once, every frame seeing every other: frames u8 [F, H, W, 3] to the same. For
+  // bidirectional models; throws with a streaming one. Guidance leads away from the null instruction.
+  Tensor edit_clip(const Tensor& frames, const Prompt& prompt, Rng& noise,
+                   const ClipSampling& sampling = {}) const;
 
  private:
   EditModel model_;

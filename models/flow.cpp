@@ -17,6 +17,11 @@ double table_level(double t, double shift) {
   return best;
 }
 
+Tensor over_latents(const Tensor& x) {
+  check(x.dims() == 1 || x.dims() == 2, "over_latents: levels have shape ", x.shape(), ", not [B] or [B, T]");
+  return x.reshape({x.dim(0), 1, x.dims() == 2 ? x.dim(1) : 1, 1, 1});
+}
+
 std::vector<double> default_steps(int64_t count) {
   check(count >= 1 && count <= 1000, "sampling: ", count, " steps, 1 to 1000 are possible");
   if (count == 4) return {1000, 961, 893, 743};
@@ -52,6 +57,51 @@ Tensor sample(const Velocity& velocity, const Tensor& noise, const SampleOptions
     } else {
       x = x + v * (next - now);
     }
+  }
+  return x;
+}
+
+std::vector<double> solver_levels(int64_t count, double shift, const std::vector<double>& through) {
+  std::vector<double> nodes;  // in u, from 1 to 0
+  for (double t : through.empty() ? std::vector<double>{1000} : through) {
+    const double level = table_level(t, shift);
+    nodes.push_back(level / (shift - (shift - 1) * level));  // the inverse of shift_level
+  }
+  nodes.push_back(0);
+  const int64_t gaps = int64_t(nodes.size()) - 1;
+  check(nodes[0] == 1 && count >= gaps, "sampling: ", count, " steps from t = 1000 through ", gaps,
+        " levels");
+  std::vector<double> levels = {1};
+  for (int64_t g = 0; g < gaps; ++g) {
+    const int64_t steps = (g + 1) * count / gaps - g * count / gaps;
+    for (int64_t i = 1; i <= steps; ++i) {
+      const double part = double(i) / double(steps);
+      levels.push_back(shift_level(nodes[size_t(g)] * (1 - part) + nodes[size_t(g) + 1] * part, shift));
+    }
+  }
+  return levels;
+}
+
+Tensor sample_multistep(const Velocity& velocity, const Tensor& noise, const std::vector<double>& levels,
+                        const std::function<void(size_t, const Tensor&)>& visit) {
+  check(levels.size() >= 2 && levels.front() == 1 && levels.back() == 0,
+        "sampling: levels must fall from 1 to 0");
+  Tensor x = noise, before;
+  double step_before = 0;
+  if (visit) visit(0, x);
+  for (size_t i = 0; i + 1 < levels.size(); ++i) {
+    const double now = levels[i], next = levels[i + 1];
+    check(next < now, "sampling: level ", next, " does not fall from ", now);
+    const Tensor x0 = x - velocity(x, std::trunc(1000 * now), now) * now;
+    // lambda = log(alpha / sigma) is infinite at both ends, where only the first order is left.
+    const bool second = i >= 2 && next > 0;
+    const double step = now < 1 && next > 0 ? std::log((1 - next) / next) - std::log((1 - now) / now) : 0;
+    const double ahead = second ? step / (2 * step_before) : 0;
+    const Tensor data = second ? x0 * (1 + ahead) - before * ahead : x0;
+    x = x * (next / now) + data * ((1 - next) - (1 - now) * next / now);
+    before = x0;
+    step_before = step;
+    if (visit) visit(i + 1, x);
   }
   return x;
 }

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "models/flow.h"
+#include "models/golden_gemma2.h"
 #include "models/golden_vae.h"
 #include "models/sana_streaming/dit.h"
 #include "nn/module.h"
@@ -154,6 +155,7 @@ std::vector<GoldenRow> run_golden(const SafeTensors& file, Device device, DType 
   if (dit && file.contains("stream.out")) rows = run_streaming(golden);
   if (dit && file.contains("loss")) rows = run_bidirectional(golden);
   if (is_ltx2_vae_golden(file)) rows = run_ltx2_vae_golden(file, device, dtype);
+  if (is_gemma2_golden(file)) rows = run_gemma2_golden(file, device, dtype);
   if (is_taeltx2_golden(file)) rows = run_taeltx2_golden(file, device, dtype);
   if (is_half(dtype) && device != Device::cpu) {
     const auto rounded = run_golden(file, Device::cpu, dtype);

@@ -45,7 +45,7 @@ Tensor GdnAttention::operator()(const Tensor& u, const Grid& grid, const Rope& r
                  .decay = decay,
                  .start = start},
                 /*key_scale=*/1 / std::sqrt(double(D * grid.tokens_per_frame())), kQkNormEps);
-  if (end) *end = {state.kv.detach(), state.z.detach()};
+  if (end) *end = state;
   SharedInput mixed(precision, out);
   return linear_as(mixed, Layer::sa_o, proj);
 }

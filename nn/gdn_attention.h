@@ -42,7 +42,7 @@ struct GdnAttention {
   }
 
   // u [B, T, S, C], modulated. `start` is the state after the frames before (undefined: none); the state
-  // after these frames goes to *end when end is given. Returns [B, T, S, C].
+  // after these frames goes to *end when end is given, on the tape. Returns [B, T, S, C].
   Tensor operator()(const Tensor& u, const Grid& grid, const Rope& rope, const GdnState& start, GdnState* end,
                     const BlockPrecision* precision = nullptr) const;
 };

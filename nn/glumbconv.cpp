@@ -28,7 +28,7 @@ Tensor GluMbConv::operator()(const Tensor& u, const Grid& grid, const Tensor& le
           : depthwise_glu(linear_silu(u, up.matrix(), up.bias).reshape(image), filters, filter_bias);
   SharedInput narrow(precision, gated);
   const Tensor r = linear_as(narrow, Layer::ffn_out, point_conv.conv).reshape({B, T, S, -1});
-  if (tail) *tail = r.detach().select(1, T - 1).clone();
+  if (tail) *tail = r.select(1, T - 1).clone();
   return hooked(precision, Layer::ffn_t, [&](const BlockPrecision* p) { return across_time(r, left, p); });
 }
 

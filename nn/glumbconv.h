@@ -28,7 +28,8 @@ struct GluMbConv {
   }
 
   // u [B, T, S, C]. `left` is the frame before the first one at the temporal convolution's input,
-  // [B, S, C] (undefined: zeros); the last such frame goes to *tail when given. Returns [B, T, S, C].
+  // [B, S, C] (undefined: zeros); the last such frame goes to *tail when given, on the tape. Returns
+  // [B, T, S, C].
   Tensor operator()(const Tensor& u, const Grid& grid, const Tensor& left, Tensor* tail,
                     const BlockPrecision* precision = nullptr) const;
 

@@ -74,24 +74,6 @@ void orthonormalise(const Tensor& a) {
     }
 }
 
-// up down is close to the best approximation of w by a matrix of rank r: the range of w is found from a
-// random start by power iterations (Halko, Martinsson and Tropp 2011, algorithm 4.4).
-std::pair<Tensor, Tensor> split_low_rank(const Tensor& w, int64_t rank) {
-  const NoGrad off;
-  const Tensor wide = w.detach().to(DType::f32);
-  Rng rng(0x10a4);
-  const auto orthonormal = [&](const Tensor& x) {
-    const Tensor on_cpu = x.to(Device::cpu).to(DType::f64).contiguous();
-    orthonormalise(on_cpu);
-    return on_cpu.to(DType::f32).to(w.device());
-  };
-  constexpr int kIterations = 3;
-  Tensor up = orthonormal(matmul(wide, randn({w.dim(1), rank}, rng).to(w.device())));
-  for (int i = 0; i < kIterations; ++i)
-    up = orthonormal(matmul(wide, orthonormal(matmul(wide.transpose(0, 1), up))));
-  return {up, matmul(up.transpose(0, 1), wide)};
-}
-
 }  // namespace
 
 const char* name_of(Layer layer) { return kLayerNames[int(layer)]; }
@@ -107,12 +89,14 @@ Layer layer_named(const std::string& name) {
 
 std::string name_of(const Choice& c) {
   return std::string(name_of(c.format)) + (c.rank ? "+lr" + std::to_string(c.rank) : "") +
-         (c.weight_only ? "+w" : "");
+         (c.weight_only ? "+w" : "") + (c.static_scale ? "+static" : "") + (c.fast_sums ? "+fast" : "");
 }
 
 Choice choice_named(const std::string& name) {
   Choice c;
   std::string rest = name;
+  c.fast_sums = take_tail(rest, "+fast");
+  c.static_scale = take_tail(rest, "+static");
   c.weight_only = take_tail(rest, "+w");
   if (const size_t at = rest.find("+lr"); at != std::string::npos) {
     const std::string digits = rest.substr(at + 3);
@@ -125,6 +109,10 @@ Choice choice_named(const std::string& name) {
   }
   c.format = format_named(rest);
   check(c.format != Format::nvfp4_swept, "choice \"", name, "\": sweeping is for weights: choose nvfp4_46");
+  check(!c.fast_sums || (!c.weight_only && (c.format == Format::fp8 || c.format == Format::fp8_tensor)),
+        "choice \"", name, "\": +fast is for products of fp8 and fp8_tensor");
+  check(!c.static_scale || (!c.weight_only && c.format == Format::fp8_tensor), "choice \"", name,
+        "\": +static is for fp8_tensor");
   check(!c.plain() || (c.rank == 0 && !c.weight_only), "choice \"", name, "\": bf16 stands alone");
   return c;
 }
@@ -198,6 +186,10 @@ bool Policy::depends_on_t() const {
                      [](const Rule& r) { return r.t_low > 0 || r.t_high < 1000; });
 }
 
+bool Policy::has_static_scales() const {
+  return std::any_of(rules.begin(), rules.end(), [](const Rule& r) { return r.choice.static_scale; });
+}
+
 void Policy::check_fits(int64_t depth, const std::vector<int64_t>& softmax_blocks) const {
   for (const Rule& rule : rules)
     for (const int64_t block : rule.blocks) {
@@ -209,17 +201,32 @@ void Policy::check_fits(int64_t depth, const std::vector<int64_t>& softmax_block
     }
 }
 
+// The range of w is found from a random start by power iterations (Halko, Martinsson and Tropp 2011,
+// algorithm 4.4): up down is then close to the best approximation of w by a matrix of that rank.
+LowRank split_low_rank(const Tensor& w, int64_t rank) {
+  const NoGrad off;
+  const Tensor wide = w.detach().reshape({-1, w.dim(-1)}).to(DType::f32);
+  rank = std::min({rank, wide.dim(0), wide.dim(1)});
+  Rng rng(0x10a4);
+  const auto orthonormal = [&](const Tensor& x) {
+    const Tensor on_cpu = x.to(Device::cpu).to(DType::f64).contiguous();
+    orthonormalise(on_cpu);
+    return on_cpu.to(DType::f32).to(w.device());
+  };
+  constexpr int kIterations = 3;
+  Tensor up = orthonormal(matmul(wide, randn({wide.dim(1), rank}, rng).to(w.device())));
+  for (int i = 0; i < kIterations; ++i)
+    up = orthonormal(matmul(wide, orthonormal(matmul(wide.transpose(0, 1), up))));
+  LowRank out{up.to(w.dtype()), matmul(up.transpose(0, 1), wide).to(w.dtype()), {}};
+  out.rest = wide - matmul(out.up.to(DType::f32), out.down.to(DType::f32));
+  return out;
+}
+
 RoundedWeight round_weight(const Tensor& w, const Choice& choice) {
   const Format format = choice.weight_format();
   if (choice.rank == 0) return {fake_quantize(w, format), {}, {}};
-  const NoGrad off;
-  const Tensor matrix = w.detach().reshape({-1, w.dim(-1)}).to(DType::f32);
-  const int64_t rank = std::min({choice.rank, matrix.dim(0), matrix.dim(1)});
-  const auto [up, down] = split_low_rank(matrix, rank);
-  // The branch is kept in the weight's own type: what that rounding loses stays in the rest.
-  const Tensor up_kept = up.to(w.dtype()), down_kept = down.to(w.dtype());
-  const Tensor rest = matrix - matmul(up_kept.to(DType::f32), down_kept.to(DType::f32));
-  return {fake_quantize(rest, format).to(w.dtype()).reshape(w.shape()), up_kept, down_kept};
+  const LowRank branch = split_low_rank(w, choice.rank);
+  return {fake_quantize(branch.rest, format).to(w.dtype()).reshape(w.shape()), branch.up, branch.down};
 }
 
 const RoundedWeight& RoundedWeights::get(const Key& key, const Tensor& weight) {

@@ -48,11 +48,16 @@ Layer layer_named(const std::string& name);  // throws, and lists the names
 
 // "bf16" (as the model is), "fp8_tensor", "fp8", "mxfp8", "nvfp4", "nvfp4_46"; "+lr32" adds a low-rank branch
 // of rank 32 in the model's own dtype that carries the largest part of the weight; "+w" keeps the weight
-// alone in the format, the activation stays as it is. scores takes bf16 or fp8.
+// alone in the format, the activation stays as it is; "+fast" lets E4M3 sums stay in Hopper's tensor cores at
+// 14 bits (ops/quantized_linear.h; the plain transformer sums as always); "+static" gives activations in
+// fp8_tensor the scale that was measured beforehand, where the fast transformer runs. scores takes bf16 or
+// fp8.
 struct Choice {
   Format format = Format::bf16;
   int64_t rank = 0;
   bool weight_only = false;
+  bool fast_sums = false;
+  bool static_scale = false;
 
   bool plain() const { return format == Format::bf16; }
   // nvfp4_46 sweeps the scales of weights: that is done once.
@@ -91,6 +96,7 @@ class Policy {
   BlockChoices at(int64_t block, double t) const;
   // Whether any rule covers a part of the timesteps alone.
   bool depends_on_t() const;
+  bool has_static_scales() const;
   // Throws when a rule names a block at or beyond `depth`, or scores of a block that has no softmax.
   void check_fits(int64_t depth, const std::vector<int64_t>& softmax_blocks) const;
 };
@@ -103,6 +109,13 @@ struct RoundedWeight {
 // w [N, K], or [..., K]: groups run along the last dim. Without a low-rank branch the gradient passes
 // straight through.
 RoundedWeight round_weight(const Tensor& w, const Choice& choice);
+
+// w = up down + rest, where up [N, r] and down [r, K] (in the dtype of w) carry the largest part of w, and
+// rest (f32) what is left, also of their rounding. w [..., K] as [N, K].
+struct LowRank {
+  Tensor up, down, rest;
+};
+LowRank split_low_rank(const Tensor& w, int64_t rank);
 
 // Rounded weights by (block, layer, choice), kept between passes while the weights stand still. Plain memory:
 // whoever changes a weight clears it.

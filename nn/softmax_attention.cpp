@@ -26,7 +26,8 @@ Tensor attention_in_fp8(const Tensor& q, const Tensors& keys, const Tensors& val
   };
   const Tensor s = matmul(heads_first(q), heads_first(cat(keys, 1)).transpose(-1, -2)) * scale;
   const Tensor e = exp(s - max(s.detach(), {3}, true)) * kWeightRange;
-  const Tensor out = matmul(fake_quantize(e, Format::fp8_tensor, full({1}, 1, DType::f32, q.device())), heads_first(cat(values, 1))) /
+  const Tensor out = matmul(fake_quantize(e, Format::fp8_tensor, full({1}, 1, DType::f32, q.device())),
+                            heads_first(cat(values, 1))) /
                      sum(e, {3}, true);
   return out.permute({0, 2, 1, 3}).contiguous();
 }
@@ -67,7 +68,7 @@ Tensor SoftmaxAttention::operator()(const Tensor& u, const Rope& rope_table,
     return p && !p->at(Layer::scores).plain() ? attention_in_fp8(queries, keys, values, scale)
                                               : attention(queries, keys, values, scale);
   });
-  if (current) *current = {own.k.detach(), own.v.detach()};
+  if (current) *current = own;
   SharedInput gated(precision, mul_silu(out.reshape(u.shape()), linear_as(in, Layer::sa_gate, output_gate)));
   return linear_as(gated, Layer::sa_o, proj);
 }
@@ -82,8 +83,11 @@ CrossAttention::CrossAttention(int64_t width, int64_t heads, Device device)
 
 KeyValue CrossAttention::text_keys(const Tensor& y, const BlockPrecision* precision) const {
   SharedInput in(precision, y);
-  const int64_t B = y.dim(0), L = y.dim(1), C = y.dim(2), D = C / heads;
-  const Tensor kv = linear_as(in, Layer::ca_kv, kv_linear);
+  return split_keys(linear_as(in, Layer::ca_kv, kv_linear));
+}
+
+KeyValue CrossAttention::split_keys(const Tensor& kv) const {
+  const int64_t B = kv.dim(0), L = kv.dim(1), C = kv.dim(2) / 2, D = C / heads;
   const Tensor k = rms_norm(kv.slice(2, 0, C).contiguous(), k_norm.weight, kCrossNormEps);
   return {k.reshape({B, L, heads, D}), kv.slice(2, C, 2 * C).reshape({B, L, heads, D})};
 }

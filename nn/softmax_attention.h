@@ -31,7 +31,7 @@ struct SoftmaxAttention {
   }
 
   // u [B, T, S, C]; `window` holds the chunks before that may be seen, in any order. The current chunk's
-  // own keys and values go to *current when given. Returns [B, T, S, C].
+  // own keys and values go to *current when given, on the tape. Returns [B, T, S, C].
   Tensor operator()(const Tensor& u, const Rope& rope, const std::vector<KeyValue>& window, KeyValue* current,
                     const BlockPrecision* precision = nullptr) const;
 };
@@ -55,6 +55,8 @@ struct CrossAttention {
 
   // Keys and values of the projected text y [B, L, C]: they depend on the prompt alone.
   KeyValue text_keys(const Tensor& y, const BlockPrecision* precision = nullptr) const;
+  // The same of a product that was made elsewhere, kv_linear(y) [B, L, 2C].
+  KeyValue split_keys(const Tensor& kv) const;
   // h [B, T, S, C]; mask [B, L] u8, 1 for real tokens.
   Tensor operator()(const Tensor& h, const KeyValue& text, const Tensor& mask,
                     const BlockPrecision* precision = nullptr) const;

@@ -6,6 +6,7 @@
 
 #include "ops/attention.h"
 #include "ops/case.h"
+#include "ops/causal_softmax.h"
 #include "ops/conv.h"
 #include "ops/depthwise_conv.h"
 #include "ops/depthwise_glu.h"
@@ -41,17 +42,18 @@
   X(sin) X(cos)                                                                            \
   X(sum) X(mean) X(max) X(softmax) X(logsumexp)                                            \
   X(matmul) X(linear) X(linear_silu) X(linear_add) X(mix)                                  \
-  X(rms_norm) X(layer_norm)                                                                \
+  X(rms_norm) X(rms_norm_offset) X(layer_norm)                                             \
   X(modulate) X(layer_norm_modulate) X(gate_residual)                                      \
   X(gate_residual_norm) X(residual_norm) X(rms_norm_rope)                                  \
   X(embedding)                                                                             \
   X(mse_loss) X(masked_mse) X(l1_loss) X(charbonnier)                                      \
   X(cat) X(stack) X(pad) X(split)                                                          \
   X(attention) X(attention_segments) X(attention_masked)                                   \
+  X(causal_softmax) X(causal_softmax_capped)                                               \
   X(rope)                                                                                  \
   X(gdn) X(gdn_decay) X(gdn_fused)                                                         \
   X(glu_silu) X(mul_silu)                                                                  \
-  X(conv2d) X(conv3d) X(conv3d_border)                                                     \
+  X(conv2d) X(conv3d) X(conv3d_border) X(conv3d_channels)                                  \
   X(depth_to_space) X(space_to_depth) X(pixel_norm_silu)                                   \
   X(depthwise_conv3x3) X(depthwise_glu) X(silu_depthwise_glu)                              \
   X(temporal_conv3) X(temporal_conv3_residual)                                             \

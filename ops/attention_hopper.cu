@@ -332,8 +332,12 @@ void forward(const ForwardInput& in, const Tensor& out, const Tensor& lse) {
 
 void attention_wgmma(const ForwardInput& in, const Tensor& out, const Tensor& lse) {
   const int64_t d = in.q.dim(3);
+  int64_t keys = 0;
+  for (const Tensor& k : in.k) keys += k.dim(1);
   if (d <= 64)
     forward<64, 64, 176>(in, out, lse);
+  else if (d <= 112 && keys <= 64)  // of a short text: most of a larger tile would be empty
+    forward<112, 112, 64>(in, out, lse);
   else if (d <= 112)
     forward<112, 112, 176>(in, out, lse);
   else

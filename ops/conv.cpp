@@ -211,6 +211,20 @@ Shape conv_shape(const Tensor& x, const Tensor& w, const ConvSteps<3>& steps) {
   return shape;
 }
 
+// Whether the GPU convolves these in bf16, in all directions that gradients take.
+bool on_tensor_cores([[maybe_unused]] const Tensors& all, [[maybe_unused]] const ConvSteps<3>& steps,
+                     [[maybe_unused]] const Shape& y) {
+  if constexpr (kHasCuda) {
+    for (const Tensor& t : all)
+      if (t && (t.dtype() != DType::bf16 || t.device() != Device::cuda)) return false;
+    const Shape &x = all[0].shape(), &w = all[1].shape();
+    const std::array<int64_t, 3> padded{x[1] + steps.before[0] + steps.after[0], 1, 1};
+    return cuda::has_conv3d_bf16(x, w, steps.stride, {y[1], y[2], y[3]}) &&
+           cuda::has_conv3d_bf16(y, {w[1], w[0], w[2], w[3], w[4]}, steps.stride, padded);
+  }
+  return false;
+}
+
 }  // namespace
 
 Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSteps<3>& steps,
@@ -222,7 +236,7 @@ Tensor conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvSt
   const Shape shape = conv_shape(x, w, steps);
   Tensors all = {x, w, bias};
   all.insert(all.end(), left.begin(), left.end());
-  if (any_half(all))
+  if (any_half(all) && !on_tensor_cores(all, steps, shape))
     return through_f32(all, [&](const Tensors& t) {
       return conv3d(t[0], t[1], t[2], steps, Tensors(t.begin() + 3, t.end()));
     });
@@ -361,6 +375,40 @@ const OpCase& conv3d_border_case() {
                 {{1, 3, 3, 2, 2}, {2, 2, 2, 3, 3}, {2}},
                 {{2, 2, 3, 3, 1}, {2, 1, 2, 3, 3}, {2}, {2, 3, 3, 1}}},
       .bench = {{{1, 4, 18, 32, 128}, {128, 128, 3, 3, 3}, {128}, {1, 18, 32, 128}, {1, 18, 32, 128}}},
+      .bytes =
+          [](const Shapes& s) {
+            return bytes_of(s) + bytes_of({{s[0][0], s[0][1], s[0][2], s[0][3], s[1][0]}});
+          },
+      .flops = [](const Shapes& s) { return conv_flops(s, s[0][0] * s[0][1] * s[0][2] * s[0][3]); },
+      .fill = fill_conv,
+  };
+  return kCase;
+}
+
+const OpCase& conv3d_channels_case() {
+  // As many channels as tensor cores take: causal, with frames on the left or the first one repeated, and in
+  // space mirrored where the frames are even in number, repeated where the kernel has one frame, else zeros.
+  const auto steps = [](const Shape& x, const Shape& w) {
+    ConvSteps<3> c(1, w[3] / 2);
+    c.before[0] = w[2] - 1;
+    c.after[0] = 0;
+    const Border border = x[1] % 2 == 0 ? Border::reflect : w[2] == 1 ? Border::replicate : Border::zeros;
+    c.border = {border == Border::zeros ? Border::zeros : Border::replicate, border, border};
+    return c;
+  };
+  static const OpCase kCase = {
+      .name = "conv3d_channels",
+      .run = [steps](const Tensors& in) -> Tensors {
+        return {conv3d(in[0], in[1], in[2], steps(in[0].shape(), in[1].shape()),
+                       Tensors(in.begin() + 3, in.end()))};
+      },
+      .check = {{{1, 3, 3, 5, 8}, {8, 8, 3, 3, 3}, {8}},
+                {{2, 2, 4, 3, 8}, {16, 8, 2, 3, 3}, {16}},
+                {{1, 1, 5, 4, 16}, {8, 16, 1, 3, 3}, {8}},
+                {{1, 2, 3, 4, 8}, {8, 8, 3, 1, 1}, {8}, {1, 3, 4, 8}, {1, 3, 4, 8}}},
+      .bench = {{{1, 8, 44, 80, 128}, {128, 128, 3, 3, 3}, {128}, {1, 44, 80, 128}, {1, 44, 80, 128}},
+                {{8, 9, 24, 32, 64}, {128, 64, 3, 3, 3}, {128}},
+                {{1, 6, 22, 40, 256}, {256, 256, 3, 3, 3}, {256}}},
       .bytes =
           [](const Shapes& s) {
             return bytes_of(s) + bytes_of({{s[0][0], s[0][1], s[0][2], s[0][3], s[1][0]}});

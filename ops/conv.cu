@@ -1,4 +1,4 @@
-#include "ops/conv.h"
+#include "ops/conv_task.cuh"
 #include "ops/tile.cuh"
 
 // Implicit matrix products: the patches are gathered tile by tile, tap by tap, and never stored.
@@ -136,6 +136,7 @@ __global__ void __launch_bounds__(kTileThreads)
 }  // namespace
 
 void conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvGeometry& geometry, Tensor& y) {
+  if (x.dtype() == DType::bf16) return conv3d_bf16(x, w, bias, geometry, y);
   dispatch_real(x.dtype(), "conv", [&]<class U>() {
     const ConvMap map(x, w, geometry, y);
     dispatch_tile<U>(map.co, [&]<class T, int kSize>() {
@@ -146,6 +147,7 @@ void conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvGeom
 }
 
 void conv3d_weight_grad(const Tensor& dy, const Tensor& x, const ConvGeometry& geometry, Tensor& dw) {
+  if (x.dtype() == DType::bf16) return conv3d_weight_grad_bf16(dy, x, geometry, dw);
   dispatch_real(x.dtype(), "conv", [&]<class U>() {
     const ConvMap map(x, dw, geometry, dy);
     dispatch_tile<U>(std::min(map.c, map.co), [&]<class T, int kSize>() {

@@ -56,13 +56,21 @@ struct ConvGeometry {
   std::array<Border, 3> border = {};
   Tensors left = {};
 };
-// Dense tensors of one real dtype: x [B, T, H, W, C], w [Co, kt, kh, kw, C], bias [Co] or undefined.
+// Dense tensors of one dtype, f32, f64 or on the GPU bf16: x [B, T, H, W, C], w [Co, kt, kh, kw, C], bias [Co] or undefined.
 KERNELS(void conv3d(const Tensor& x, const Tensor& w, const Tensor& bias, const ConvGeometry& geometry,
                     Tensor& y);
         void conv3d_weight_grad(const Tensor& dy, const Tensor& x, const ConvGeometry& geometry, Tensor& dw);)
 
+namespace cuda {
+// Whether the tensor cores take a bf16 convolution: stride 1 and channels in multiples of 8. Others go through
+// f32.
+bool has_conv3d_bf16(const Shape& x, const Shape& w, const std::array<int64_t, 3>& stride,
+                     const std::array<int64_t, 3>& out);
+}  // namespace cuda
+
 const OpCase& conv2d_case();
 const OpCase& conv3d_case();
 const OpCase& conv3d_border_case();
+const OpCase& conv3d_channels_case();
 
 }  // namespace rivulet

@@ -66,12 +66,13 @@ Tensor aligned_rows(const Tensor& x) {
 // The same inputs as the kernels ask for them.
 GdnFusedInputs prepare(const GdnFusedInputs& in) {
   const auto f32 = [](const Tensor& x) { return x ? x.to(DType::f32).contiguous() : x; };
+  const auto weights = [&](const Tensor& x) { return x.dtype() == DType::bf16 ? x.contiguous() : f32(x); };
   return {aligned_rows(in.q),
           aligned_rows(in.k),
           aligned_rows(in.v),
           aligned_rows(in.gate),
-          f32(in.q_norm),
-          f32(in.k_norm),
+          weights(in.q_norm),
+          weights(in.k_norm),
           f32(in.cos),
           f32(in.sin),
           in.beta.dtype() == DType::bf16 ? in.beta : in.beta.to(DType::f32),
@@ -121,6 +122,9 @@ GdnResult by_kernels(const GdnFusedInputs& given, double key_scale, double norm_
           return Tensor(x.shape(), dtype, x.device());
         };
         const auto dense = [](const Tensor& x) { return x ? x.contiguous() : x; };
+        GdnFusedInputs wide = in;
+        wide.q_norm = in.q_norm.to(DType::f32);
+        wide.k_norm = in.k_norm.to(DType::f32);
         const Tensor z0 = saved.z.select(2, 0);
         GdnFusedInputs d{.q = like(in.q, DType::bf16),
                          .k = like(in.q, DType::bf16),
@@ -135,8 +139,15 @@ GdnResult by_kernels(const GdnFusedInputs& given, double key_scale, double norm_
                          .start = {like(saved.m.select(2, 0)), like(z0)}};
         const Tensor dout = dy[0] ? dy[0].contiguous() : zeros(in.q.shape(), DType::bf16, Device::cuda);
         if constexpr (kHasCuda)
-          cuda::gdn_fused_backward(in, key_scale, eps, saved, dout, {dense(dy[1]), dense(dy[2])}, d);
-        Tensors grads = {d.q, d.k, d.v, d.gate, d.q_norm, d.k_norm, d.beta.to(in.beta.dtype()), d.decay};
+          cuda::gdn_fused_backward(wide, key_scale, eps, saved, dout, {dense(dy[1]), dense(dy[2])}, d);
+        Tensors grads = {d.q,
+                         d.k,
+                         d.v,
+                         d.gate,
+                         d.q_norm.to(in.q_norm.dtype()),
+                         d.k_norm.to(in.k_norm.dtype()),
+                         d.beta.to(in.beta.dtype()),
+                         d.decay};
         if (in.start.kv) grads.push_back(d.start.kv);
         if (in.start.z) grads.push_back(d.start.z);
         return grads;

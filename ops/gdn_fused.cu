@@ -54,7 +54,7 @@ constexpr int kReadWarps = 7, kReadTokens = 16 * kReadWarps, kReadBlocks = 2;  /
 // cores, den = q . (z + zr) beside it. The features lack 1 / RMS, which comes in where num is divided.
 template <int D>
 __global__ void __launch_bounds__(32 * kReadWarps, kReadBlocks)
-    read_kernel(FusedSizes n, int rounds, FusedRows q, FusedRows gate, const float* norm, const float* r,
+    read_kernel(FusedSizes n, int rounds, FusedRows q, FusedRows gate, ChannelWeights norm, const float* r,
                 const uint32_t* angles, const float* m, const float* r_m, const float* z, const float* r_z,
                 float eps, half_t* out) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -65,6 +65,17 @@ __global__ void __launch_bounds__(32 * kReadWarps, kReadBlocks)
   const FusedCell cell(int(blockIdx.x) / tiles, n);
   const int first = int(blockIdx.x) % tiles * rounds * kReadTokens + int(threadIdx.x) / 32 * 16;
   const int64_t square = int64_t(cell.index) * D * D;
+  // The rows that a warp reads next are asked for while it works on these.
+  const auto ask = [&](int start) {
+    constexpr int kSector = 16, kSectors = D / kSector;  // 32 bytes
+    for (int i = int(threadIdx.x) % 32; i < 16 * kSectors; i += 32) {
+      const int token = start + i / kSectors, channel = i % kSectors * kSector;
+      if (token >= n.s) return;
+      prefetch_to_l2(q.at(cell, D, token) + channel);
+      prefetch_to_l2(gate.at(cell, D, token) + channel);
+    }
+  };
+  ask(first);
   fill_slots<D, 32 * kReadWarps>(state, [&](int i, int j) {
     const float4 x = *reinterpret_cast<const float4*>(m + square + i * D + j),
                  y = *reinterpret_cast<const float4*>(r_m + square + i * D + j);
@@ -72,7 +83,7 @@ __global__ void __launch_bounds__(32 * kReadWarps, kReadBlocks)
   });
   for (int i = int(threadIdx.x); i < D; i += int(blockDim.x)) {
     z_sum[i] = z[cell.index * D + i] + r_z[cell.index * D + i];
-    weight[i] = norm[cell.h * D + i];
+    weight[i] = norm.at(cell.h * D + i);
   }
   __syncthreads();
 
@@ -80,6 +91,7 @@ __global__ void __launch_bounds__(32 * kReadWarps, kReadBlocks)
   for (int round = 0; round < rounds; ++round) {
     const int start = first + round * kReadTokens, token = start + int(threadIdx.x) % 32 / 4;
     if (start >= n.s) return;
+    if (round + 1 < rounds) ask(start + kReadTokens);
     Frag turned[D / 16];
     float scale[2];
     {
@@ -170,8 +182,8 @@ void gdn_fused(const GdnFusedInputs& in, double key_scale, double norm_eps, doub
     const size_t bytes = D * padded(D) * sizeof(half_t) + 2 * D * sizeof(float);
     const int rounds = best_rounds(n.cells(), n.s);
     launch({unsigned(n.cells()) * blocks_for(n.s, rounds * kReadTokens), 32 * kReadWarps, bytes},
-           read_kernel<D>, n, rounds, FusedRows(in.q), FusedRows(in.gate), f32(in.q_norm), r, angles,
-           f32(saved.m), f32(saved.r_m), f32(saved.z), f32(saved.r_z), float(eps),
+           read_kernel<D>, n, rounds, FusedRows(in.q), FusedRows(in.gate), ChannelWeights(in.q_norm), r,
+           angles, f32(saved.m), f32(saved.r_m), f32(saved.z), f32(saved.r_z), float(eps),
            pointer<half_t>(result.out));
   });
 }

@@ -74,6 +74,16 @@ struct BetaLogits {
   }
 };
 
+// A weight per channel, f32 or bf16.
+struct ChannelWeights {
+  const void* p;
+  bool is_half;
+  explicit ChannelWeights(const Tensor& x) : p(x.raw()), is_half(x.dtype() == DType::bf16) {}
+  __device__ float at(int i) const {
+    return is_half ? __bfloat162float(static_cast<const half_t*>(p)[i]) : static_cast<const float*>(p)[i];
+  }
+};
+
 // --- Fragments -------------------------------------------------------------------------------------------
 struct Frag {
   uint32_t r[4];
@@ -246,6 +256,9 @@ __device__ inline void copy_16_bytes_async(void* shared, const void* global, boo
                "r"(valid ? 16 : 0)
                : "memory");
 }
+// Asks for the memory at p to be brought near.
+__device__ inline void prefetch_to_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 __device__ void wait_copies() {

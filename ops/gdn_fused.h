@@ -41,8 +41,9 @@ struct GdnFusedSaved {
   Tensor z, r_z;  // [B, H, T, D] f32: their normalisers
 };
 
-// The inputs in bf16, their last dim dense and every row 16-byte aligned; q_norm, k_norm, cos, sin, decay
-// and start f32 and dense; beta bf16 or f32. `start` may be undefined.
+// The inputs in bf16, their last dim dense and every row 16-byte aligned; cos, sin, decay and start
+// f32 and dense, q_norm and k_norm bf16 or f32 and dense (f32 in the backward); beta bf16 or f32. `start` may
+// be undefined.
 namespace cuda {
 bool gdn_fused_takes(int64_t head_dim);
 void gdn_fused(const GdnFusedInputs& in, double key_scale, double norm_eps, double eps, GdnResult& result,

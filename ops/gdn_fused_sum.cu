@@ -91,7 +91,7 @@ __device__ void for_block(const float* acc, int i0, int j0, F&& f) {
 // shared memory and are added in order. Warps 0 .. 3: Pz; 4 .. 7: P; 8 .. 15: A' [value, key].
 template <int D, int kSplit>
 __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
-    sum_frame_kernel(FusedSizes n, FusedRows k, FusedRows v, const float* beta, const float* norm,
+    sum_frame_kernel(FusedSizes n, FusedRows k, FusedRows v, const float* beta, ChannelWeights norm,
                      const float* r, const uint32_t* angles, float key_scale, half_t* p, float* p_z, float* a,
                      float* b) {
   using Traits = SumTraits<D>;
@@ -107,7 +107,7 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kSumThreads, 1)
 
   float weight[8], b_sum[8] = {}, acc[8][8] = {};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) weight[i] = norm[cell.h * D + 8 * piece + i];
+  for (int i = 0; i < 8; ++i) weight[i] = norm.at(cell.h * D + 8 * piece + i);
   // A thread copies 16-byte pieces of k, v and the angles for itself, kRawStages tiles ahead of their use; a
   // token's scale and strength come one tile ahead.
   half_t* raw = tiles + 2 * 3 * kTile + 8 * int(threadIdx.x);
@@ -260,7 +260,7 @@ void sum_frames(const FusedSizes& n, const GdnFusedInputs& in, const GdnFusedSav
     const auto sum = [&]<int kSplit>() {
       allow_shared(sum_frame_kernel<D, kSplit>, SumTraits<D>::kShared);
       launch({unsigned(n.cells() * kSplit), kSumThreads, SumTraits<D>::kShared}, sum_frame_kernel<D, kSplit>,
-             n, FusedRows(in.k), FusedRows(in.v), pointer<float>(saved.beta), pointer<float>(in.k_norm),
+             n, FusedRows(in.k), FusedRows(in.v), pointer<float>(saved.beta), ChannelWeights(in.k_norm),
              pointer<float>(saved.r), pointer<uint32_t>(saved.angles), key_scale, pointer<half_t>(saved.p),
              pointer<float>(saved.p_z), a, b);
     };

@@ -40,7 +40,9 @@ struct Sums {
 struct SumArguments {
   FusedSizes n;
   FusedRows k, v;
-  const float *beta, *norm, *r;
+  const float* beta;
+  ChannelWeights norm;
+  const float* r;
   const uint32_t* angles;
   float key_scale;
   half_t* p;
@@ -48,8 +50,6 @@ struct SumArguments {
 };
 
 #ifdef RIVULET_SM90A
-
-__device__ inline void prefetch_to_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // What a maker reads of one token.
 struct Item {
@@ -67,7 +67,7 @@ __device__ void make_operands(const SumArguments& x, SumShared<kStages>& s, cons
   const int row = t / kPieces, piece = t % kPieces, last = x.n.s - 1;
   float weight[8], b_sum[8] = {};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) weight[i] = x.norm[cell.h * kD + 8 * piece + i];
+  for (int i = 0; i < 8; ++i) weight[i] = x.norm.at(cell.h * kD + 8 * piece + i);
   const half_t *k = x.k.at(cell, kD) + 8 * piece, *v = x.v.at(cell, kD) + 8 * piece;
   const uint32_t* angles = x.angles + int64_t(cell.place(x.n)) * (kD / 2) + 4 * piece;
   const float *r = x.r + x.n.tokens() + cell.token(x.n),
@@ -333,7 +333,7 @@ void sum_frames_wgmma(const FusedSizes& n, const GdnFusedInputs& in, const GdnFu
                        FusedRows(in.k),
                        FusedRows(in.v),
                        pointer<float>(saved.beta),
-                       pointer<float>(in.k_norm),
+                       ChannelWeights(in.k_norm),
                        pointer<float>(saved.r),
                        pointer<uint32_t>(saved.angles),
                        key_scale,

@@ -16,7 +16,7 @@ const T* data_or_null(const Tensor& t) {
 
 }  // namespace
 
-void rms_norm(const Tensor& x, const Tensor& w, double eps, Tensor& y, Tensor& r) {
+void rms_norm(const Tensor& x, const Tensor& w, double eps, double offset, Tensor& y, Tensor& r) {
   dispatch_real(x.dtype(), "rms_norm", [&]<class T>() {
     const int64_t c = x.dim(-1);
     const T* scale = data_or_null<T>(w);
@@ -28,7 +28,7 @@ void rms_norm(const Tensor& x, const Tensor& w, double eps, Tensor& y, Tensor& r
       const T rms = T(1) / std::sqrt(squares / T(c) + T(eps));
       r.data<T>()[row] = rms;
       if (scale) {
-        for (int64_t j = 0; j < c; ++j) out[j] = in[j] * rms * scale[j];
+        for (int64_t j = 0; j < c; ++j) out[j] = in[j] * rms * (scale[j] + T(offset));
       } else {
         for (int64_t j = 0; j < c; ++j) out[j] = in[j] * rms;
       }
@@ -36,12 +36,12 @@ void rms_norm(const Tensor& x, const Tensor& w, double eps, Tensor& y, Tensor& r
   });
 }
 
-void rms_norm_backward(const Tensor& g, const Tensor& x, const Tensor& w, const Tensor& r, Tensor& dx,
-                       Tensor& dw) {
+void rms_norm_backward(const Tensor& g, const Tensor& x, const Tensor& w, double offset, const Tensor& r,
+                       Tensor& dx, Tensor& dw) {
   dispatch_real(x.dtype(), "rms_norm", [&]<class T>() {
     const int64_t c = x.dim(-1);
     const T* scale = data_or_null<T>(w);
-    const auto weight = [scale](int64_t j) { return scale ? scale[j] : T(1); };
+    const auto weight = [=](int64_t j) { return scale ? scale[j] + T(offset) : T(1); };
     for_rows(x, [&](int64_t row) {
       const T *in = x.data<T>() + row * c, *up = g.data<T>() + row * c, rms = r.data<T>()[row];
       T *out = dx.data<T>() + row * c, dot = 0;
@@ -123,19 +123,19 @@ Tensor dense(const Tensor& x) { return x ? x.detach().contiguous() : Tensor(); }
 
 }  // namespace
 
-Tensor rms_norm(const Tensor& x, const Tensor& w, double eps) {
+Tensor rms_norm(const Tensor& x, const Tensor& w, double eps, double offset) {
   if (needs_f32({x, w}))
-    return through_f32({x, w}, [eps](const Tensors& t) { return rms_norm(t[0], t[1], eps); });
+    return through_f32({x, w}, [=](const Tensors& t) { return rms_norm(t[0], t[1], eps, offset); });
   check_same_type("rms_norm", {x, w});
   const Shape per_row = check_norm("rms_norm", x, {w});
   const Tensor in = dense(x), scale = dense(w);
   Tensor y = empty_like(x), r(per_row, accumulate_dtype(x.dtype()), x.device());
-  ON_DEVICE(x, rms_norm(in, scale, eps, y, r));
+  ON_DEVICE(x, rms_norm(in, scale, eps, offset, y, r));
   const bool need_w = w && w.requires_grad();
   return record("rms_norm", y, w ? Tensors{x, w} : Tensors{x}, [=](const Tensor& dy) -> Tensors {
     const Tensor g = dy.contiguous();
     Tensor dx = empty_like(in), dw = need_w ? empty_like(scale) : Tensor();
-    ON_DEVICE(in, rms_norm_backward(g, in, scale, r, dx, dw));
+    ON_DEVICE(in, rms_norm_backward(g, in, scale, offset, r, dx, dw));
     return scale ? Tensors{dx, dw} : Tensors{dx};
   });
 }
@@ -177,6 +177,17 @@ const OpCase& rms_norm_case() {
       .bench = {{{1728, 768}, {768}}, {{2640, 2240}, {2240}}},
       .bytes = [](const Shapes& s) { return bytes_of(s) + bytes_of({s[0]}); },
       .flops = [](const Shapes& s) { return 4.0 * double(s[0].numel()); }};
+  return the_case;
+}
+
+const OpCase& rms_norm_offset_case() {
+  static const OpCase the_case = {
+      .name = "rms_norm_offset",
+      .run = [](const Tensors& in) -> Tensors { return {rms_norm(in[0], in[1], 1e-6, 1)}; },
+      .check = {{{3, 5, 8}, {8}}, {{1, 1}, {1}}, {{3, 70}, {70}}},
+      .bench = {{{407, 2304}, {2304}}},
+      .bytes = [](const Shapes& s) { return bytes_of(s) + bytes_of({s[0]}); },
+      .flops = [](const Shapes& s) { return 5.0 * double(s[0].numel()); }};
   return the_case;
 }
 

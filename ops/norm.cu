@@ -232,13 +232,14 @@ void sum_groups(const Tensor& g, const Tensor& x, const Tensor& mean, const Tens
   if (product) product.copy_from(sums.select(2, 1).reshape(product.shape()));
 }
 
-void rms_norm(const Tensor& x, const Tensor& w, double eps, Tensor& y, Tensor& r) {
-  norm_rows({.centred = false, .offset = 0, .rows_per_group = r.numel()}, x, w, {}, eps, y, {}, r);
+void rms_norm(const Tensor& x, const Tensor& w, double eps, double offset, Tensor& y, Tensor& r) {
+  norm_rows({.centred = false, .offset = offset, .rows_per_group = r.numel()}, x, w, {}, eps, y, {}, r);
 }
 
-void rms_norm_backward(const Tensor& g, const Tensor& x, const Tensor& w, const Tensor& r, Tensor& dx,
-                       Tensor& dw) {
-  norm_rows_backward({.centred = false, .offset = 0, .rows_per_group = r.numel()}, g, x, w, {}, r, dx, dw, {});
+void rms_norm_backward(const Tensor& g, const Tensor& x, const Tensor& w, double offset, const Tensor& r,
+                       Tensor& dx, Tensor& dw) {
+  norm_rows_backward({.centred = false, .offset = offset, .rows_per_group = r.numel()}, g, x, w, {}, r, dx,
+                     dw, {});
 }
 
 void layer_norm(const Tensor& x, const Tensor& w, const Tensor& b, double eps, Tensor& y, Tensor& mean,

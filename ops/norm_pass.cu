@@ -18,6 +18,38 @@ __device__ Pack<T, P> narrow(const float (&x)[P]) {
   return out;
 }
 
+// A pack as four words: the registers of a row of bf16 hold two values each only so.
+template <class T>
+__device__ uint4 load_words(const T* p) {
+  return *reinterpret_cast<const uint4*>(p);
+}
+template <class T>
+__device__ void store_words(T* p, uint4 x) {
+  *reinterpret_cast<uint4*>(p) = x;
+}
+template <class T, int P>
+__device__ void widen_words(uint4 x, float (&out)[P]) {
+  const uint32_t words[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 2)
+      out[2 * i] = __uint_as_float(words[i] << 16), out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    else
+      out[i] = __uint_as_float(words[i]);
+  }
+}
+template <class T, int P>
+__device__ uint4 narrow_words(const float (&x)[P]) {
+  const auto pack = narrow<T>(x);
+  return reinterpret_cast<const uint4&>(pack);
+}
+// Keeps the compiler from holding on to the widened values, which need twice the registers.
+template <int N>
+__device__ void keep_packed(uint4 (&x)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(x[i].x), "+r"(x[i].y), "+r"(x[i].z), "+r"(x[i].w));
+}
+
 // Turns the P / 2 pairs of a pack by the angles of pair `pair` on.
 template <int P>
 __device__ void rotate(float (&v)[P], const float* cos, const float* sin, int64_t pair, float sign) {
@@ -54,10 +86,10 @@ struct PassArguments {
   float *mean, *r;
 };
 
-constexpr int kPassWarps = 8;
+constexpr int kPassWarps = 4, kPassBlocks = 5;  // of a block, and blocks on a multiprocessor
 
 template <class T, int kPer, bool kCentred, bool kResidual, bool kTurned>
-__global__ void __launch_bounds__(32 * kPassWarps, 2) norm_pass_kernel(PassArguments<T> a) {
+__global__ void __launch_bounds__(32 * kPassWarps, kPassBlocks) norm_pass_kernel(PassArguments<T> a) {
   constexpr int P = kPack<T>;
   const int64_t row = int64_t(blockIdx.x) * kPassWarps + threadIdx.y;
   if (row >= a.rows) return;
@@ -67,57 +99,64 @@ __global__ void __launch_bounds__(32 * kPassWarps, 2) norm_pass_kernel(PassArgum
   const int64_t group = row / a.rows_per_group * a.c + first;
   const float per_c = 1.f / float(a.c);
   const T* from = a.x + row * a.x_step + first;
-  Pack<T, P> x[kPer];
+  uint4 x[kPer];
   float v[P], total = 0, squares = 0;
 #pragma unroll
-  for (int i = 0; i < kPer; ++i) x[i] = i * kStep < left ? load_pack<T, P>(from + i * kStep) : Pack<T, P>{};
+  for (int i = 0; i < kPer; ++i) x[i] = i * kStep < left ? load_words(from + i * kStep) : uint4{};
   if constexpr (kResidual) {
     const T *branch = a.branch + row * a.c + first, *gate = a.gate + group;
     T* sum = a.sum + row * a.c + first;
-    Pack<T, P> f[kPer];
+    constexpr int kAtOnce = 3;  // packs of the branch that the registers hold
 #pragma unroll
-    for (int i = 0; i < kPer; ++i)
-      if (i * kStep < left) f[i] = load_pack<T, P>(branch + i * kStep);
+    for (int begin = 0; begin < kPer; begin += kAtOnce) {
+      uint4 f[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kPer; ++i) {
-      if (i * kStep >= left) continue;
-      float add[P], z[P];
-      widen(x[i], v);
-      widen(f[i], add);
-      if (a.gate) widen(load_pack<T, P>(gate + i * kStep), z);
+      for (int i = begin; i < begin + kAtOnce && i < kPer; ++i)
+        if (i * kStep < left) f[i - begin] = load_words(branch + i * kStep);
 #pragma unroll
-      for (int k = 0; k < P; ++k) v[k] += a.gate ? z[k] * add[k] : add[k];
-      x[i] = narrow<T>(v);
-      store_pack(sum + i * kStep, x[i]);
+      for (int i = begin; i < begin + kAtOnce && i < kPer; ++i) {
+        if (i * kStep >= left) continue;
+        float add[P], z[P];
+        widen_words<T>(x[i], v);
+        widen_words<T>(f[i - begin], add);
+        if (a.gate) widen_words<T>(load_words(gate + i * kStep), z);
+#pragma unroll
+        for (int k = 0; k < P; ++k) v[k] += a.gate ? z[k] * add[k] : add[k];
+        x[i] = narrow_words<T>(v);
+        store_words(sum + i * kStep, x[i]);
+      }
     }
   }
   if constexpr (kCentred) {
+    if constexpr (kResidual) keep_packed(x);
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
-      widen(x[i], v);
+      widen_words<T>(x[i], v);
 #pragma unroll
       for (int k = 0; k < P; ++k) total += v[k];
     }
     total = warp_reduce(total, Plus{});
   }
+  keep_packed(x);
   const float mu = kCentred ? total * per_c : 0.f;
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
     if (i * kStep >= left) continue;
-    widen(x[i], v);
+    widen_words<T>(x[i], v);
 #pragma unroll
     for (int k = 0; k < P; ++k) squares += (v[k] - mu) * (v[k] - mu);
   }
   const float rstd = 1.f / sqrtf(warp_reduce(squares, Plus{}) * per_c + a.eps);
+  keep_packed(x);
   const T *scale = a.w + group, *shift = a.b + group;
   T* to = a.y + row * a.y_step + first;
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
     if (i * kStep >= left) continue;
     float w[P], b[P];
-    widen(x[i], v);
-    if (a.w) widen(load_pack<T, P>(scale + i * kStep), w);
-    if (a.b) widen(load_pack<T, P>(shift + i * kStep), b);
+    widen_words<T>(x[i], v);
+    if (a.w) widen_words<T>(load_words(scale + i * kStep), w);
+    if (a.b) widen_words<T>(load_words(shift + i * kStep), b);
 #pragma unroll
     for (int k = 0; k < P; ++k) {
       v[k] = (v[k] - mu) * rstd;
@@ -125,14 +164,15 @@ __global__ void __launch_bounds__(32 * kPassWarps, 2) norm_pass_kernel(PassArgum
       if (a.b) v[k] += b[k];
     }
     if constexpr (kTurned) rotate(v, a.turn.cos, a.turn.sin, a.turn.pair(row, first + i * kStep), 1.f);
-    store_pack(to + i * kStep, narrow<T>(v));
+    store_words(to + i * kStep, narrow_words<T>(v));
   }
   if (threadIdx.x != 0) return;
   if (kCentred) a.mean[row] = mu;
   a.r[row] = rstd;
 }
 
-// --- Backward --------------------------------------------------------------------------------------------------
+// --- Backward
+// --------------------------------------------------------------------------------------------------
 
 template <class T>
 struct BackwardArguments {
@@ -264,7 +304,8 @@ __global__ void __launch_bounds__(kMostColumns, 2) norm_pass_backward_kernel(Bac
   }
 }
 
-// --- Launches --------------------------------------------------------------------------------------------------
+// --- Launches
+// --------------------------------------------------------------------------------------------------
 
 int64_t step_of(const Tensor& rows) { return rows.dim(0) == 1 ? rows.dim(1) : rows.strides()[0]; }
 
@@ -315,7 +356,8 @@ bool norm_pass(const NormPass& p) {
   const int64_t c = p.x.dim(-1), rows = p.x.numel() / std::max<int64_t>(c, 1);
   return with_type(p.x.dtype(), [&]<class T>() {
     const int64_t per = (c / kPack<T> + 31) / 32;
-    if (rows == 0 || rows > 0x7fffffff || per > 9 || !in_packs(c, {p.x, p.branch, p.gate, p.sum, p.w, p.b, p.y}) ||
+    if (rows == 0 || rows > 0x7fffffff || per > 9 ||
+        !in_packs(c, {p.x, p.branch, p.gate, p.sum, p.w, p.b, p.y}) ||
         !turns_in_packs(p.cos, p.sin, kPack<T>))
       return false;
     const PassArguments<T> a{rows,
@@ -356,8 +398,8 @@ bool norm_pass_backward(const NormPassBackward& p) {
         !turns_in_packs(p.cos, p.sin, kPack<T>))
       return false;
     const int64_t groups = rows / per_group;
-    // Some blocks for every multiprocessor of a large GPU, of at least 8 rows: by the shape alone, so that sums
-    // repeat.
+    // Some blocks for every multiprocessor of a large GPU, of at least 8 rows: by the shape alone, so that
+    // sums repeat.
     const int64_t parts = std::clamp<int64_t>(per_group / 8, 1, std::max<int64_t>(1, 396 / groups));
     const bool residual = p.branch.defined(), turned = p.cos.defined();
     const int64_t kinds = residual ? 3 : p.norm.centred ? 2 : 1;

@@ -10,7 +10,7 @@ namespace {
 
 using Bf16 = __nv_bfloat16;
 constexpr int P = kPack<Bf16>, kMost = 9;  // packs of a row that one lane holds
-constexpr int kWarpsOfBlock = 8;
+constexpr int kWarpsOfBlock = 4;           // 2640 rows of 2240 then are one wave of blocks on an H100
 
 // The hardware's conversion, whose bits are e4m3_of's, of a pack.
 __device__ uint2 e4m3_pack(const Pack<Bf16, P>& x, float r) {
@@ -75,6 +75,13 @@ __global__ void __launch_bounds__(32 * kWarpsOfBlock)
   store_codes<kWarps>(packs, p, codes, scales, shared);
 }
 
+// Eight values a thread, with one scale for all.
+__global__ void scaled_kernel(const Bf16* x, int64_t packs, const float* scale, uint8_t* codes) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= packs) return;
+  *reinterpret_cast<uint2*>(codes + i * P) = e4m3_pack(load_pack(x + i * P), 1 / *scale);
+}
+
 struct NormArguments {
   int64_t rows;
   int c;
@@ -83,6 +90,7 @@ struct NormArguments {
   Bf16 *sum, *u;
   uint8_t* codes;
   float* scales;
+  bool given;
 };
 
 __device__ void widen(const Pack<Bf16, P>& x, float (&out)[P]) {
@@ -97,7 +105,7 @@ __device__ Pack<Bf16, P> narrow(const float (&x)[P]) {
 }
 
 // A warp a row; the same arithmetic as the norm pass (ops/norm_pass.cu).
-__global__ void __launch_bounds__(32 * kWarpsOfBlock, 2) norm_kernel(NormArguments a) {
+__global__ void __launch_bounds__(32 * kWarpsOfBlock, 5) norm_kernel(NormArguments a) {
   const int64_t row = int64_t(blockIdx.x) * kWarpsOfBlock + threadIdx.y;
   if (row >= a.rows) return;
   const Place p{row, int(threadIdx.x) * P, 32 * P, a.c};
@@ -155,7 +163,11 @@ __global__ void __launch_bounds__(32 * kWarpsOfBlock, 2) norm_kernel(NormArgumen
       if (a.u) store_pack(a.u + p.at(i), x[i]);
     }
   }
-  store_codes<1>(x, p, a.codes, a.scales, nullptr);
+  if (!a.given) return store_codes<1>(x, p, a.codes, a.scales, nullptr);
+  const float r = 1 / *a.scales;
+#pragma unroll
+  for (int i = 0; i < kMost; ++i)
+    if (p.has(i)) *reinterpret_cast<uint2*>(a.codes + p.at(i)) = e4m3_pack(x[i], r);
 }
 
 bool in_packs(int64_t c, const Tensors& all) {
@@ -178,16 +190,24 @@ bool quantize_rows(const Tensor& x, const Tensor& codes, const Tensor& scales) {
   return true;
 }
 
+bool quantize_scaled(const Tensor& x, const Tensor& codes, const Tensor& scale) {
+  if (x.dtype() != DType::bf16 || x.numel() == 0 || !in_packs(x.numel(), {x, codes})) return false;
+  const int64_t packs = x.numel() / P;
+  launch({blocks_for(packs, kThreads), kThreads}, scaled_kernel, pointer<Bf16>(x), packs,
+         pointer<float>(scale), pointer<uint8_t>(codes));
+  return true;
+}
+
 bool norm_quantize(const Tensor& h, const Tensor& gate, const Tensor& branch, const Tensor& shift,
                    const Tensor& scale, double eps, const Tensor& sum, const Tensor& u, const Tensor& codes,
-                   const Tensor& scales) {
+                   const Tensor& scales, bool given) {
   const int64_t c = h.dim(-1), rows = h.numel() / c;
   if (rows == 0 || c > 32 * P * kMost || !in_packs(c, {h, gate, branch, shift, scale, sum, u, codes}))
     return false;
   launch({{blocks_for(rows, kWarpsOfBlock)}, {32, kWarpsOfBlock}}, norm_kernel,
          NormArguments{rows, int(c), pointer<Bf16>(h), pointer<Bf16>(gate), pointer<Bf16>(branch),
                        pointer<Bf16>(shift), pointer<Bf16>(scale), float(eps), pointer<Bf16>(sum),
-                       pointer<Bf16>(u), pointer<uint8_t>(codes), pointer<float>(scales)});
+                       pointer<Bf16>(u), pointer<uint8_t>(codes), pointer<float>(scales), given});
   return true;
 }
 

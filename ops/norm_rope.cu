@@ -29,7 +29,7 @@ void rms_norm_rope(const Tensor& x, const Tensor& w, const Tensor& cos, const Te
   if (norm_pass(p)) return;
   const Tensor in = x.contiguous();
   Tensor h = empty_like(in), inverse = r, rotated = empty_like(per_head(h, cos));
-  rms_norm(in, w, eps, h, inverse);
+  rms_norm(in, w, eps, 0, h, inverse);
   rope(per_head(h, cos), cos, sin, false, rotated);
   y.copy_from(rotated.reshape(y.shape()));
 }
@@ -49,7 +49,7 @@ void rms_norm_rope_backward(const Tensor& g, const Tensor& x, const Tensor& w, c
   const Tensor turned = per_head(g, cos);
   Tensor back = empty_like(turned);
   rope(turned, cos, sin, true, back);
-  rms_norm_backward(back.reshape(g.shape()), x.contiguous(), w, r, dx, dw);
+  rms_norm_backward(back.reshape(g.shape()), x.contiguous(), w, 0, r, dx, dw);
 }
 
 }  // namespace rivulet::cuda

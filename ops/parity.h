@@ -1,6 +1,7 @@
-// Whether an op gives the same answer on a device, in a dtype, as the CPU gives in f64: results and
-// gradients for a random cotangent, on dense inputs and on strided and misaligned views. Every tensor of
-// the run lies in memory filled with NaN, and a second run must give the same bits.
+// Whether an op gives the same answer on a device, in a dtype, as the CPU gives in f64 (in f32 for bf16 on
+// the benchmark's shapes): results and gradients for a random cotangent, on dense inputs and on strided and
+// misaligned views. Every tensor of the run lies in memory filled with NaN, and a second run must give the
+// same bits.
 #pragma once
 
 #include "ops/case.h"

@@ -102,7 +102,7 @@ void quantize(const Tensor& x, QuantizedMatrix& q, bool given) {
   const Format format = q.format;
   const float whole = whole_scale(format, x, !given ? Tensor() : is_fp4(format) ? q.global : q.scales);
   if (is_fp4(format)) q.global.data<float>()[0] = whole;
-  if (format == Format::fp8_tensor) q.scales.data<float>()[0] = whole;
+  if (format == Format::fp8_tensor && !given) q.scales.data<float>()[0] = whole;
   const int64_t groups = groups_of(format, q.cols), packed = q.codes.dim(1);
   uint8_t* codes = q.codes.data<uint8_t>();
   for_scaled(format, x, whole, [&](int64_t row, int64_t c, int64_t n, Scale s) {
@@ -199,9 +199,18 @@ QuantizedMatrix quantize(const Tensor& x_any, Format format, const Tensor& globa
   else
     q.scales = Tensor({format == Format::fp8 ? q.rows : 1}, DType::f32, device);
   if (is_fp4(format)) q.global = global ? global.detach().clone() : Tensor({1}, DType::f32, device);
-  if (format == Format::fp8_tensor && global) q.scales.copy_from(global);
+  if (format == Format::fp8_tensor && global) q.scales = global.detach();
   ON_DEVICE(x, quantize(x, q, bool(global)));
   return q;
+}
+
+void quantize_into(const Tensor& x_any, QuantizedMatrix rows) {
+  const Tensor x = as_matrix(x_any);
+  const bool whole = rows.format == Format::fp8_tensor;
+  check((whole || rows.format == Format::fp8) && rows.rows == x.dim(0) && rows.cols == x.dim(1),
+        "quantize: x has shape ", x.shape(), ", the rows are [", rows.rows, ", ", rows.cols, "] of ",
+        name_of(rows.format));
+  ON_DEVICE(x, quantize(x, rows, whole));
 }
 
 Tensor dequantize(const QuantizedMatrix& q, DType dtype) {

@@ -158,6 +158,7 @@ __global__ void swizzle_kernel(const uint8_t* scales, int64_t rows, int64_t colu
 
 void quantize(const Tensor& x, QuantizedMatrix& q, bool given) {
   if (q.format == Format::fp8 && quantize_rows(x, q.codes, q.scales)) return;
+  if (q.format == Format::fp8_tensor && given && quantize_scaled(x, q.codes, q.scales)) return;
   dispatch(x, [&]<class T>() {
     const bool shared = is_fp4(q.format) || q.format == Format::fp8_tensor;
     const Tensor& whole = is_fp4(q.format) ? q.global : q.scales;

@@ -50,6 +50,8 @@ struct QuantizedMatrix {
 // x [..., K] of f32 or bf16 as [rows, K]. `global` (f32 [1]) replaces amax / 2688 where it is known
 // beforehand: larger values then saturate.
 QuantizedMatrix quantize(const Tensor& x, Format format, const Tensor& global = {});
+// The same into rows that exist: of Format::fp8, or of fp8_tensor with a scale that is there.
+void quantize_into(const Tensor& x, QuantizedMatrix rows);
 // Rounded once, from f32, to `dtype`.
 Tensor dequantize(const QuantizedMatrix& q, DType dtype = DType::f32);
 // codes times group scales, without the f32 scales: exact in bf16 (1016 products; precision.md fact 3). What

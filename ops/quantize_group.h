@@ -35,8 +35,8 @@ RIVULET_BOTH inline float squared_error(const float (&x)[16], float global, uint
   const float s = e4m3_value(scale) * global, r = 1 / s;
   float d[16];
   for (int i = 0; i < 16; ++i) d[i] = fmaf(e2m1_rounded(x[i] * r), s, -x[i]);
-  for (int i = 0; i < 16; ++i) d[i] *= d[i];
-  for (int i = 0; i < 8; ++i) d[i] += d[i + 8];
+  // Written as it is to be computed: a compiler may make one operation of a product and a sum.
+  for (int i = 0; i < 8; ++i) d[i] = fmaf(d[i], d[i], d[i + 8] * d[i + 8]);
   for (int i = 0; i < 4; ++i) d[i] += d[i + 4];
   return (d[0] + d[2]) + (d[1] + d[3]);
 }

@@ -37,4 +37,18 @@ CUtensorMap head_rows_map(const Tensor& x, int box_rows) {
   return map;
 }
 
+CUtensorMap tiled_map(const void* base, std::initializer_list<cuuint64_t> sizes,
+                      std::initializer_list<cuuint64_t> strides, std::initializer_list<cuuint32_t> box) {
+  const cuuint32_t every[] = {1, 1, 1, 1, 1};
+  CUtensorMap map{};
+  const CUresult result =
+      encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, cuuint32_t(sizes.size()), const_cast<void*>(base),
+                sizes.begin(), strides.begin(), box.begin(), every, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  check(result == CUDA_SUCCESS, "cuda: no tensor map of ", sizes.size(), " dims, the first of ",
+        *sizes.begin(), " elements, error ", int(result));
+  return map;
+}
+
 }  // namespace rivulet::cuda

@@ -39,6 +39,10 @@ inline bool has_wgmma() {
 // dense last dim, 16-byte aligned base and strides. Channels beyond D and rows beyond N come as zeros.
 // Coordinates: channel, head, row, batch.
 CUtensorMap head_rows_map(const Tensor& x, int box_rows);
+// Boxes of a bf16 array, its dense dim first; strides in bytes, of the dims after it. Elements outside come as
+// zeros. The first side of a box is kPanelColumns.
+CUtensorMap tiled_map(const void* base, std::initializer_list<cuuint64_t> sizes,
+                      std::initializer_list<cuuint64_t> strides, std::initializer_list<cuuint32_t> box);
 
 #ifdef RIVULET_SM90A
 
@@ -183,6 +187,7 @@ struct Wgmma;
 #define RIVULET_D56 RIVULET_D48 "," "%48,%49,%50,%51,%52,%53,%54,%55"
 #define RIVULET_D64 RIVULET_D56 "," "%56,%57,%58,%59,%60,%61,%62,%63"
 #define RIVULET_D88 RIVULET_D64 "," "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87"
+#define RIVULET_D128 RIVULET_D88 "," "%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define RIVULET_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define RIVULET_F8(i) RIVULET_F4(i), RIVULET_F4(i + 4)
 #define RIVULET_F16(i) RIVULET_F8(i), RIVULET_F8(i + 8)
@@ -210,6 +215,13 @@ struct Wgmma;
                    : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add),          \
                      "n"(kColumns));                                                                      \
     }                                                                                                     \
+    /* a in shared memory as columns_operand: its rows are summed over, its 64 columns are the rows of d */ \
+    static __device__ void run_columns(Accumulator& d, uint64_t a, uint64_t b) {                          \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " o2 ", 0;\n"                                        \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" D "}, " o0 ", " o1        \
+                   ", p, 1, 1, 1, 1;\n}\n"                                                               \
+                   : __VA_ARGS__ : "l"(a), "l"(b), "r"(1));                                               \
+    }                                                                                                     \
   };
 RIVULET_WGMMA(64, RIVULET_D32, "%32", "%33", "%34", "%35", "%36", "%37", "%38", RIVULET_F32(0))
 RIVULET_WGMMA(80, RIVULET_D40, "%40", "%41", "%42", "%43", "%44", "%45", "%46", RIVULET_F32(0), RIVULET_F8(32))
@@ -217,6 +229,7 @@ RIVULET_WGMMA(96, RIVULET_D48, "%48", "%49", "%50", "%51", "%52", "%53", "%54", 
 RIVULET_WGMMA(112, RIVULET_D56, "%56", "%57", "%58", "%59", "%60", "%61", "%62", RIVULET_F32(0), RIVULET_F16(32), RIVULET_F8(48))
 RIVULET_WGMMA(128, RIVULET_D64, "%64", "%65", "%66", "%67", "%68", "%69", "%70", RIVULET_F64(0))
 RIVULET_WGMMA(176, RIVULET_D88, "%88", "%89", "%90", "%91", "%92", "%93", "%94", RIVULET_F64(0), RIVULET_F16(64), RIVULET_F8(80))
+RIVULET_WGMMA(256, RIVULET_D128, "%128", "%129", "%130", "%131", "%132", "%133", "%134", RIVULET_F64(0), RIVULET_F64(64))
 #undef RIVULET_WGMMA
 #undef RIVULET_F64
 #undef RIVULET_F32

@@ -1,8 +1,6 @@
 #include "tensor/safetensors.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -10,6 +8,7 @@
 #include <set>
 
 #include "tensor/autograd.h"
+#include "tensor/mapped_file.h"
 
 namespace rivulet {
 namespace {
@@ -17,18 +16,21 @@ namespace {
 using nlohmann::json;
 constexpr uint64_t kMaxHeader = 100u << 20;
 
-struct DTypeName {
+struct TypeName {
   const char* name;
-  DType dtype;
+  FileType type;
 };
-constexpr DTypeName kNames[] = {
-    {"F64", DType::f64},         {"F32", DType::f32},     {"BF16", DType::bf16}, {"F16", DType::f16},
-    {"I64", DType::i64},         {"I32", DType::i32},     {"U8", DType::u8},     {"F8_E4M3", DType::f8_e4m3},
-    {"F8_E5M2", DType::f8_e5m2}, {"F4", DType::f4_e2m1x2}};
+// A type's own name comes before those that are widened to it.
+constexpr TypeName kNames[] = {
+    {"F64", {DType::f64, 8}},      {"F32", {DType::f32, 4}},         {"BF16", {DType::bf16, 2}},
+    {"F16", {DType::f16, 2}},      {"I64", {DType::i64, 8}},         {"I32", {DType::i32, 4}},
+    {"U8", {DType::u8, 1}},        {"F8_E4M3", {DType::f8_e4m3, 1}}, {"F8_E5M2", {DType::f8_e5m2, 1}},
+    {"F4", {DType::f4_e2m1x2, 1}}, {"BOOL", {DType::u8, 1}},         {"I8", {DType::i32, 1}},
+    {"I16", {DType::i32, 2}},      {"U16", {DType::i32, 2, false}},  {"U32", {DType::i64, 4, false}}};
 
 const char* file_name_of(DType t) {
   for (const auto& n : kNames)
-    if (n.dtype == t) return n.name;
+    if (n.type.dtype == t) return n.name;
   fail("safetensors: cannot store ", t);
 }
 
@@ -48,19 +50,6 @@ class FileHandle {
  private:
   int fd_;
 };
-
-// A private mapping of the whole file; unmapped when the last tensor lets go.
-std::shared_ptr<Storage> map_file(const std::string& path) {
-  const FileHandle file(path, O_RDONLY);
-  struct stat info {};
-  check(::fstat(file.get(), &info) == 0, path, ": ", std::strerror(errno));
-  check(S_ISREG(info.st_mode), path, ": not a regular file");
-  check(info.st_size >= 8, path, ": ", info.st_size, " bytes are too few for a safetensors file");
-  const size_t size = size_t(info.st_size);
-  void* p = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file.get(), 0);
-  check(p != MAP_FAILED, path, ": cannot be mapped: ", std::strerror(errno));
-  return Storage::borrow(p, int64_t(size), Device::cpu, [p, size] { ::munmap(p, size); });
-}
 
 // JSON that refuses a name given twice: the second would silently replace the first.
 json parse_header(const char* text, size_t n, const std::string& path) {
@@ -82,7 +71,7 @@ json parse_header(const char* text, size_t n, const std::string& path) {
 }
 
 struct Entry {
-  DType dtype;
+  FileType type;
   Shape shape;
   int64_t begin, end;
 };
@@ -91,14 +80,15 @@ Entry parse_entry(const json& value, const std::string& where, int64_t data_byte
   Entry e{};
   try {
     const std::string name = value.at("dtype").get<std::string>();
-    const DTypeName* found = nullptr;
+    const TypeName* found = nullptr;
     for (const auto& n : kNames)
       if (name == n.name) found = &n;
     check(found != nullptr, where, ": unknown dtype ", name);
-    e.dtype = found->dtype;
+    e.type = found->type;
     const auto& dims = value.at("shape");
     check(dims.is_array() && dims.size() <= kMaxDims, where, ": bad shape ", dims.dump());
-    int64_t limit = size_of(e.dtype);  // the byte count with empty dims counted as 1: strides need it too
+    int64_t limit =
+        size_of(e.type.dtype);  // the byte count with empty dims counted as 1: strides need it too
     for (const auto& d : dims) {
       check(d.is_number_unsigned(), where, ": bad shape ", dims.dump());
       const int64_t n = d.get<int64_t>();
@@ -106,8 +96,8 @@ Entry parse_entry(const json& value, const std::string& where, int64_t data_byte
             dims.dump(), " overflows");
       e.shape.push_back(n);
     }
-    int64_t bytes = e.shape.numel() * size_of(e.dtype);
-    if (e.dtype == DType::f4_e2m1x2) {  // the file counts 4-bit elements, a tensor counts pairs
+    int64_t bytes = e.shape.numel() * e.type.bytes;
+    if (e.type.dtype == DType::f4_e2m1x2) {  // the file counts 4-bit elements, a tensor counts pairs
       check(e.shape.size() > 0 && e.shape[e.shape.size() - 1] % 2 == 0, where, ": odd row of 4-bit elements");
       e.shape[e.shape.size() - 1] /= 2;
       bytes /= 2;
@@ -121,7 +111,7 @@ Entry parse_entry(const json& value, const std::string& where, int64_t data_byte
           " lie outside the file's ", data_bytes, " data bytes");
     e.begin = int64_t(begin);
     e.end = int64_t(end);
-    check(e.end - e.begin == bytes, where, ": shape ", e.shape, " of ", e.dtype, " needs ", bytes,
+    check(e.end - e.begin == bytes, where, ": shape ", e.shape, " of ", name, " needs ", bytes,
           " bytes, the file gives ", e.end - e.begin);
   } catch (const json::exception& error) {
     fail(where, ": ", error.what());
@@ -171,6 +161,8 @@ void replace_file(const std::string& path, F&& fill) {
 
 SafeTensors::SafeTensors(const std::string& path) : path_(path) {
   const auto file = map_file(path);
+  mapping_ = file;
+  check(file->bytes() >= 8, path, ": ", file->bytes(), " bytes are too few for a safetensors file");
   const char* bytes = static_cast<const char*>(file->data());
   uint64_t header_bytes;
   std::memcpy(&header_bytes, bytes, 8);
@@ -191,14 +183,7 @@ SafeTensors::SafeTensors(const std::string& path) : path_(path) {
     const Entry e = parse_entry(value, path + ": tensor " + name, data_bytes);
     spans.emplace_back(e.begin, e.end);
     // Offsets need not be aligned for the dtype; such a tensor gets its own copy.
-    const int64_t at = data_begin + e.begin;
-    if (at % size_of(e.dtype) == 0) {
-      tensors_[name] = Tensor(file, at / size_of(e.dtype), e.shape, contiguous_strides(e.shape), e.dtype);
-    } else {
-      Tensor copy(e.shape, e.dtype);
-      std::memcpy(copy.raw(), bytes + at, size_t(e.end - e.begin));
-      tensors_[name] = copy;
-    }
+    tensors_[name] = file_tensor(file, data_begin + e.begin, e.shape, contiguous_strides(e.shape), e.type);
   }
   check_layout(std::move(spans), data_bytes, path);
 }
@@ -209,36 +194,81 @@ Tensor SafeTensors::get(const std::string& name) const {
   return it->second;
 }
 
+namespace {
+
+// Entries of the header, one after another in the data.
+class Header {
+ public:
+  Header(const std::string& path, const std::map<std::string, std::string>& metadata) : path_(path) {
+    if (!metadata.empty()) json_["__metadata__"] = metadata;
+  }
+  void add(const std::string& name, DType dtype, Shape shape) {
+    check(name != "__metadata__", "save_safetensors: ", path_, ": no tensor can be named __metadata__");
+    check(!json_.contains(name), "save_safetensors: ", path_, ": two tensors are named ", name);
+    const int64_t bytes = shape.numel() * size_of(dtype);
+    if (dtype == DType::f4_e2m1x2) shape[shape.size() - 1] *= 2;
+    json_[name] = {{"dtype", file_name_of(dtype)},
+                   {"shape", std::vector<int64_t>(shape.begin(), shape.end())},
+                   {"data_offsets", {at_, at_ + bytes}}};
+    at_ += bytes;
+  }
+  // Length and text, as the file begins.
+  std::string bytes() const {
+    std::string text;
+    try {
+      text = json_.dump();
+    } catch (const json::exception& e) {
+      fail("save_safetensors: ", path_, ": a name or metadata value is not UTF-8 (", e.what(), ")");
+    }
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    const uint64_t n = text.size();
+    return std::string(reinterpret_cast<const char*>(&n), 8) + text;
+  }
+
+ private:
+  const std::string& path_;
+  json json_ = json::object();
+  int64_t at_ = 0;
+};
+
+}  // namespace
+
 void save_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata) {
-  json header = json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
-  int64_t at = 0;
+  Header header(path, metadata);
   for (const auto& [name, t] : tensors) {
-    check(name != "__metadata__", "save_safetensors: ", path, ": no tensor can be named __metadata__");
     check(t.defined(), "save_safetensors: ", path, ": ", name, " is undefined");
     check(t.device() != Device::meta, "save_safetensors: ", path, ": ", name, " has no data");
-    Shape shape = t.shape();
-    if (t.dtype() == DType::f4_e2m1x2) shape[shape.size() - 1] *= 2;
-    header[name] = {{"dtype", file_name_of(t.dtype())},
-                    {"shape", std::vector<int64_t>(shape.begin(), shape.end())},
-                    {"data_offsets", {at, at + t.bytes()}}};
-    at += t.bytes();
+    header.add(name, t.dtype(), t.shape());
   }
-  std::string text;
-  try {
-    text = header.dump();
-  } catch (const json::exception& e) {
-    fail("save_safetensors: ", path, ": a name or metadata value is not UTF-8 (", e.what(), ")");
-  }
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  const uint64_t n = text.size();
+  const std::string begin = header.bytes();
   const NoGrad off;
   replace_file(path, [&](int fd) {
-    write_all(fd, &n, 8, path);
-    write_all(fd, text.data(), text.size(), path);
+    write_all(fd, begin.data(), begin.size(), path);
     for (const auto& [name, t] : tensors)
       write_all(fd, t.detach().to(Device::cpu).contiguous().raw(), size_t(t.bytes()), path);
+  });
+}
+
+void save_planned(const std::string& path, const std::vector<PlannedTensor>& tensors,
+                  const std::map<std::string, std::string>& metadata) {
+  constexpr int64_t kPiece = 16 << 20;
+  Header header(path, metadata);
+  for (const PlannedTensor& t : tensors) header.add(t.name, t.dtype, t.shape);
+  const std::string begin = header.bytes();
+  const NoGrad off;
+  replace_file(path, [&](int fd) {
+    write_all(fd, begin.data(), begin.size(), path);
+    for (const PlannedTensor& t : tensors) {
+      const int64_t n = t.shape.numel(), step = kPiece / size_of(t.dtype);
+      for (int64_t at = 0; at < n; at += step) {
+        const int64_t end = std::min(n, at + step);
+        const Tensor part = t.part(at, end);
+        check(part.numel() == end - at && part.dtype() == t.dtype, "save_planned: ", t.name, ": a part has ",
+              part.numel(), " elements of ", part.dtype());
+        write_all(fd, part.raw(), size_t(part.bytes()), path);
+      }
+    }
   });
 }
 

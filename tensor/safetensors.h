@@ -1,6 +1,7 @@
 // The safetensors container: 8-byte little-endian header length, JSON header, raw row-major data.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 
@@ -19,9 +20,11 @@ class SafeTensors {
   Tensor get(const std::string& name) const;  // throws with the name and the path when absent
   const std::map<std::string, Tensor>& tensors() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  const std::shared_ptr<Storage>& mapping() const { return mapping_; }
 
  private:
   std::string path_;
+  std::shared_ptr<Storage> mapping_;
   std::map<std::string, Tensor> tensors_;
   std::map<std::string, std::string> metadata_;
 };
@@ -29,6 +32,19 @@ class SafeTensors {
 // Writes to a temporary name beside `path`, syncs, then renames: the old file stays whole on any failure.
 void save_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata = {});
+
+// A tensor that is made while it is written, so that a file may be larger than memory.
+struct PlannedTensor {
+  std::string name;
+  DType dtype;
+  Shape shape;
+  // Elements [begin, end) in row-major order as a dense CPU tensor of the dtype. Asked for once each, in
+  // order.
+  std::function<Tensor(int64_t begin, int64_t end)> part;
+};
+// As save_safetensors, in pieces of at most 16 MiB. Order is that of the list.
+void save_planned(const std::string& path, const std::vector<PlannedTensor>& tensors,
+                  const std::map<std::string, std::string>& metadata = {});
 
 // The same write-beside-and-rename for any bytes (JSON files, images).
 void write_file(const std::string& path, const std::string& bytes);

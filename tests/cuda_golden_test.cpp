@@ -29,3 +29,5 @@ TEST_CASE("bidirectional transformer in f32") { check_golden("dit_bidirectional_
 TEST_CASE("bidirectional transformer in bf16") {
   check_golden("dit_bidirectional_a.safetensors", DType::bf16);
 }
+TEST_CASE("text encoder in f32") { check_golden("gemma2_a.safetensors", DType::f32); }
+TEST_CASE("text encoder in bf16") { check_golden("gemma2_a.safetensors", DType::bf16); }

@@ -60,8 +60,10 @@ TEST_CASE(
   const Clip in = clip(config, 3);
   const int64_t before = cpu_memory().now;
   FusedDit fused(config, DType::f32, Device::cpu);
-  // The zero biases of q, k and v are all that is added; the unread taps of two blocks are gone.
-  const int64_t C = config.width, taps = 2 * 2 * 2 * C * C, zero = config.depth * 3 * C;
+  // The zero biases of q, k and v are added, and in two blocks the rows that fill up their rates to 64; the
+  // unread taps of the two others are gone.
+  const int64_t C = config.width, taps = 2 * 2 * 2 * C * C;
+  const int64_t zero = config.depth * 3 * C + 2 * (64 - 2 * config.heads) * (C + 1);
   CHECK(cpu_memory().now - before == 4 * (count_elements(named_tensors(dit)) - taps + zero));
   fused.copy_from(dit);
   const NoGrad off;

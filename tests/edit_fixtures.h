@@ -9,9 +9,10 @@
 namespace rivulet {
 
 // Untrained, so that it returns its source; knows the words "make", "it" and "night".
-inline void save_small_model(const std::string& dir) {
+inline void save_small_model(const std::string& dir, const std::string& variant = "streaming") {
   EditModelConfig c = tiny_editor_config();
   c.name = "small";
+  c.dit.variant = variant;
   c.patch = 8;
   c.dit.latent_channels = 192;
   c.instruction_tokens = 5;

@@ -226,6 +226,37 @@ TEST_CASE("rivulet edit: a stream goes on from its state, as if it had never sto
           read_file(s.dir / ("whole_out/00000" + std::to_string(i + 7) + ".png")));
 }
 
+TEST_CASE("rivulet edit: the short mode takes the first frames at once") {
+  const Small s;
+  save_small_model(s.dir / "two_way", "bidirectional");
+  const Tensor frames = moving_picture(7, 16, 24);
+  fs::create_directory(s.dir / "in");
+  for (int64_t i = 0; i < 7; ++i)
+    write_png(s.dir / ("in/" + std::to_string(i) + ".png"), frames.select(0, i));
+  const auto edit = [&](const std::string& out, std::vector<std::string> more) {
+    more.insert(more.begin(),
+                {s.dir / "in", "-p", "night", "-o", s.dir / out, "--steps", "2", "--mode", "short"});
+    return rivulet_edit(more);
+  };
+  const auto count = [](const std::string& folder) {
+    return std::distance(fs::directory_iterator(folder), fs::directory_iterator());
+  };
+  Outcome o = edit("all", {"--model", s.dir / "two_way"});
+  CAPTURE(o.err);
+  REQUIRE(o.code == 0);
+  CHECK(count(s.dir / "all") == 7);  // a clip shorter than the limit is no error and is not filled up
+  CHECK(psnr(open_source(s.dir / "all")->read(100), frames) > 30);  // an untrained network
+  o = edit("some", {"--model", s.dir / "two_way", "--frames", "3", "--guidance", "1"});
+  REQUIRE(o.code == 0);
+  CHECK(count(s.dir / "some") == 3);
+  o = edit("none", {"--model", s.model});
+  CHECK(o.code == 2);
+  CHECK(o.err.find("needs a bidirectional model") != o.err.npos);
+  o = edit("none", {"--model", s.dir / "two_way", "--state", s.dir / "state"});
+  CHECK(o.code == 2);
+  CHECK(o.err.find("--mode short has none") != o.err.npos);
+}
+
 TEST_CASE("rivulet edit: pipes on both ends carry frames and nothing else") {
   const Small s;
   const Tensor frames = moving_picture(4, 16, 24);

@@ -54,6 +54,39 @@ TEST_CASE("the same seed gives the same frames, another seed others, and the pro
   CHECK_FALSE(same(run(1, "blue red"), run(1, "red blue")));
 }
 
+TEST_CASE("a whole clip by a bidirectional model") {
+  const auto clip_editor = [](const std::string& variant, bool trained_output) {
+    EditModelConfig c = tiny_config();
+    c.dit.variant = variant;
+    EditModel model(c);
+    Rng rng{21};
+    model.initialise(rng);
+    if (trained_output) model.dit.final_linear.weight.add_in_place(randn({48, 32}, rng), 0.05);
+    return Editor(model);
+  };
+  const ClipSampling few{.steps = 3};
+  const auto run = [&](const Editor& editor, const Tensor& source, const ClipSampling& sampling,
+                       uint64_t seed = 1) {
+    Rng rng{seed};
+    return editor.edit_clip(source, editor.encode("make night"), rng, sampling);
+  };
+  const Tensor source = frames(7, 1);
+  CHECK(same(run(clip_editor("bidirectional", false), source, few), source));
+
+  const Editor editor = clip_editor("bidirectional", true);
+  const Tensor edit = run(editor, source, few);
+  CHECK(edit.shape() == source.shape());
+  CHECK(same(run(editor, source, few), edit));
+  CHECK_FALSE(same(run(editor, source, few, 2), edit));
+  CHECK_FALSE(same(run(editor, source, {.steps = 3, .guidance = 1}), edit));
+  CHECK_FALSE(same(run(editor, source, {.steps = 4}), edit));
+  // The first frame's edit knows of the last frame.
+  const Tensor other_end = cat({source.slice(0, 0, 6), frames(1, 9)}, 0);
+  CHECK_FALSE(same(run(editor, other_end, few).slice(0, 0, 1), edit.slice(0, 0, 1)));
+  CHECK_THROWS_WITH_AS(run(clip_editor("streaming", true), source, few),
+                       doctest::Contains("needs a bidirectional model"), Error);
+}
+
 TEST_CASE("a copied state is a fork, and a saved one resumes to the same frames") {
   const TempDir dir;
   const Editor editor = tiny_editor();

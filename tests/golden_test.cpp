@@ -22,6 +22,7 @@ TEST_CASE("streaming transformer: every network call and the final latents") {
 TEST_CASE("bidirectional transformer: output, blocks, loss and gradients") {
   check_golden("dit_bidirectional_a.safetensors", 4);
 }
+TEST_CASE("text encoder: both kinds of attention") { check_golden("gemma2_a.safetensors", 2); }
 TEST_CASE("a wrong weight is noticed") {
   const SafeTensors file(std::string(RIVULET_GOLDEN_DIR) + "/dit_streaming_a.safetensors");
   file.get("weights.blocks.1.attn.dt_bias").data<float>()[0] += 1;  // the mapping is private

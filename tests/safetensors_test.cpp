@@ -232,7 +232,7 @@ TEST_CASE("shapes and dtypes that lie are refused") {
   CHECK(refused(entry("\"U8\"", "2", "[0,2]", 2), {"tensor x"}));
   CHECK(refused(entry("\"U8\"", "[1,1,1,1,1,1,1,1,2]", "[0,2]", 2), {"tensor x"}));
   CHECK(refused(entry("\"U8\"", "[3]", "[0,2]", 2), {"tensor x", "[3]", "3 bytes", "gives 2"}));
-  CHECK(refused(entry("\"F64\"", "[1]", "[0,2]", 2), {"f64", "8 bytes"}));
+  CHECK(refused(entry("\"F64\"", "[1]", "[0,2]", 2), {"F64", "8 bytes"}));
   CHECK(refused(entry("\"F4\"", "[3]", "[0,1]", 1), {"odd"}));
   // Products that wrap around to the right number of bytes, or to none.
   CHECK(refused(entry("\"F32\"", "[4611686018427387904,4]", "[0,0]", 0), {"overflows"}));

@@ -1,4 +1,4 @@
-// A live server in this process, on a small untrained network that returns its source.
+// A live server in this process, on a small untrained network that returns its source unless told otherwise.
 #pragma once
 
 #include <thread>
@@ -20,14 +20,15 @@ inline const std::string& small_model() {
 }
 
 struct RunningServer {
-  Editor editor = Editor::load(small_model());
+  Editor editor;
   Safeguards safeguards;
   Live live;
   std::thread thread{[this] { live.run(); }};
 
   explicit RunningServer(const LiveOptions& options = small(),
-                         const SafeguardConfig& config = default_safeguards())
-      : safeguards(config), live(options, editor, safeguards) {}
+                         const SafeguardConfig& config = default_safeguards(),
+                         const std::string& model = small_model())
+      : editor(Editor::load(model)), safeguards(config), live(options, editor, safeguards) {}
   ~RunningServer() {
     live.stop();
     thread.join();

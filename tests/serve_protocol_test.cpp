@@ -186,8 +186,14 @@ TEST_CASE("ledger: quantiles, rates, a file of one line per chunk") {
   CHECK(ledger.summary(200).at("glass_p99_ms") == 0);  // long ago
   std::ifstream file(dir / "ledger.jsonl");
   int lines = 0;
-  for (std::string line; std::getline(file, line); ++lines)
-    CHECK(nlohmann::json::parse(line).at("chunk") == lines);
+  for (std::string line; std::getline(file, line); ++lines) {
+    const nlohmann::json row = nlohmann::json::parse(line);
+    CHECK(row.at("chunk") == lines);
+    for (const char* field : {"encode_ms", "pass_ms", "latents_ms", "queue_ms", "dropped", "glass_p50_ms",
+                              "glass_p99_ms", "fps", "memory_mb"})
+      CHECK(row.contains(field));
+    if (lines == 39) CHECK(row.at("fps").get<double>() == doctest::Approx(10).epsilon(0.05));
+  }
   CHECK(lines == 40);
   CHECK_THROWS_WITH_AS(Ledger(dir / "no/such/ledger"), doctest::Contains("cannot be written"), Error);
 }

@@ -5,8 +5,10 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/write.hpp>
 
-#include <array>
+#include <filesystem>
+#include <random>
 
+#include "apps/bundled.h"
 #include "apps/serve/assets.h"
 #include "tests/serve_fixtures.h"
 
@@ -16,9 +18,16 @@ using boost::asio::ip::tcp;
 
 namespace {
 
-// Shows frames until `count` edits came back; their sequence numbers.
+double mean_of(const Tensor& frame) {
+  double sum = 0;
+  for (int64_t i = 0; i < frame.numel(); ++i) sum += frame.data<uint8_t>()[i];
+  return sum / double(frame.numel());
+}
+
+// Shows frames until `count` edits came back; their sequence numbers. negative: whether each is nearer to the
+// camera's picture inverted.
 std::vector<uint32_t> edit_frames(LiveClient& client, size_t count, uint32_t& sequence,
-                                  Tensor* last = nullptr) {
+                                  Tensor* last = nullptr, std::vector<bool>* negative = nullptr) {
   std::vector<uint32_t> edited;
   JpegCodec codec;
   const double until = steady_seconds() + 30;
@@ -31,9 +40,19 @@ std::vector<uint32_t> edit_frames(LiveClient& client, size_t count, uint32_t& se
       CHECK(m->picture->header.captured_us == m->picture->header.sequence * 1000ull);
       edited.push_back(m->picture->header.sequence);
       if (last != nullptr) *last = codec.decode(m->picture->jpeg, {96, 64});
+      // The camera's mean is 156.
+      if (negative != nullptr) negative->push_back(mean_of(codec.decode(m->picture->jpeg, {96, 64})) < 127.5);
     }
   }
   return edited;
+}
+
+// As large as a JPEG of its size gets.
+std::string noise_jpeg(FrameSize size) {
+  Tensor frame({size.height, size.width, 3}, DType::u8);
+  std::mt19937 random(1);
+  for (int64_t i = 0; i < frame.numel(); ++i) frame.data<uint8_t>()[i] = uint8_t(random());
+  return JpegCodec().encode(frame, 92);
 }
 
 LiveClient editor_of(const RunningServer& server) {
@@ -43,6 +62,9 @@ LiveClient editor_of(const RunningServer& server) {
   client.say({{"type", "instruct"}, {"text", "make it night"}});
   return client;
 }
+
+// Of this process.
+size_t threads() { return size_t(std::distance(std::filesystem::directory_iterator("/proc/self/task"), {})); }
 
 tcp::socket plain_socket(boost::asio::io_context& io, int port) {
   tcp::socket socket(io);
@@ -99,6 +121,29 @@ TEST_CASE("serve: an instruction is changed, refused by name, and unknown words 
   CHECK(client.wait_for("refused", 5).value("code", "").rfind("violence/", 0) == 0);
 }
 
+TEST_CASE("serve: a new instruction changes whole chunks, with and without the memory") {
+  const RunningServer server(RunningServer::small(), default_safeguards(), bundled_model());
+  const auto chunk = size_t(server.editor.chunk_frames());
+  REQUIRE(server.editor.first_chunk_frames() == int64_t(chunk));
+  for (const bool keep : {true, false}) {
+    LiveClient client = server.client();
+    client.say(hello("edit"));
+    REQUIRE_FALSE(client.wait_for("welcome", 5).is_null());
+    client.say({{"type", "instruct"}, {"text", "leave it alone"}});
+    uint32_t sequence = 0;
+    std::vector<bool> negative;  // of each edited frame, in the order that they came in
+    edit_frames(client, 2 * chunk, sequence, nullptr, &negative);
+    client.say({{"type", "instruct"}, {"text", "invert the colours"}, {"keep_memory", keep}});
+    edit_frames(client, 5 * chunk, sequence, nullptr, &negative);
+    REQUIRE(negative.size() >= 7 * chunk);
+    for (size_t i = 0; i + chunk <= negative.size(); i += chunk)
+      for (size_t k = 1; k < chunk; ++k) CHECK(negative[i + k] == negative[i]);
+    CHECK_FALSE(negative.front());
+    CHECK(negative.back());
+    CHECK(std::is_sorted(negative.begin(), negative.end()));  // and there is no way back
+  }
+}
+
 TEST_CASE("serve: too many frames are dropped and counted, the oldest first") {
   const RunningServer server;
   LiveClient client = server.client();
@@ -116,6 +161,31 @@ TEST_CASE("serve: too many frames are dropped and counted, the oldest first") {
     }
   CHECK(first > 15);
   CHECK(client.wait_for("ledger", 5).at("dropped").get<int>() >= 15);
+}
+
+TEST_CASE("serve: what a client does not take is left out and counted, and never piles up") {
+  const RunningServer server;
+  LiveClient client = editor_of(server);
+  // Viewers are sent the sources too, which are large here.
+  const std::string jpeg = noise_jpeg({480, 320});
+  REQUIRE(jpeg.size() > 100000);
+  int64_t unsent = 0;
+  uint32_t sequence = 0;
+  for (int attempt = 0; attempt < 5 && unsent == 0; ++attempt) {
+    // It reads nothing after its welcome, and is cut off for that a little later.
+    LiveClient viewer = server.client();
+    viewer.say(hello("watch"));
+    REQUIRE_FALSE(viewer.wait_for("welcome", 5).is_null());
+    const double until = steady_seconds() + 4;
+    while (unsent == 0 && steady_seconds() < until) {
+      ++sequence;
+      client.show({PictureKind::frame, 0, sequence, sequence}, jpeg);
+      while (const auto m = client.next(0.02))
+        if (m->text.is_object()) unsent = std::max(unsent, m->text.value("unsent", int64_t(0)));
+    }
+  }
+  CHECK(unsent > 0);
+  CHECK(client.connected());
 }
 
 TEST_CASE("serve: a viewer sees source and edit; a second editor does not get in") {
@@ -180,39 +250,29 @@ TEST_CASE("serve: another address asks for the token") {
   CHECK_FALSE(right.wait_for("welcome", 5).is_null());
 }
 
-TEST_CASE("serve: a client that vanishes frees its place within five seconds") {
+TEST_CASE("serve: a client that vanishes frees everything within five seconds") {
   const RunningServer server;
-  // Half a connection: the handshake and a hello are real, then nobody reads or answers a ping.
-  boost::asio::io_context io;
-  tcp::socket silent = plain_socket(io, server.live.port());
-  const std::string request = "GET /live HTTP/1.1\r\nHost: " + server.host() + "\r\nOrigin: http://" +
-                              server.host() +
-                              "\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-                              "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-  boost::asio::write(silent, boost::asio::buffer(request));
-  std::string heard;
-  std::array<char, 4096> piece{};
-  const auto listen_for = [&](const char* what) {
-    while (heard.find(what) == heard.npos)
-      heard.append(piece.data(), silent.read_some(boost::asio::buffer(piece)));
-  };
-  listen_for("\r\n\r\n");
-  const std::string text = hello("edit").dump();
-  std::string frame = {'\x81', char(0x80 | text.size()), 0, 0, 0, 0};
-  boost::asio::write(silent, boost::asio::buffer(frame + text));
-  listen_for("welcome");
-  const auto taken = [&] {
-    LiveClient client = server.client();
-    client.say(hello("edit"));
-    while (const auto m = client.next(5))
-      if (m->text.is_object() && m->text.value("type", "") != "state")
-        return m->text.value("code", "") == "taken";
-    return true;
-  };
+  const size_t idle = threads();
+  LiveClient silent = editor_of(server);
+  uint32_t sequence = 0;
+  REQUIRE(edit_frames(silent, 6, sequence).size() >= 6);
+  CHECK(threads() > idle);
+  // From here on it reads nothing, so no ping is answered either, while frames that it sent are still edited.
+  for (int i = 0; i < 6; ++i) {
+    ++sequence;
+    silent.show({PictureKind::frame, 0, sequence, sequence}, camera_jpeg(int(sequence)));
+  }
   const double begun = steady_seconds();
-  CHECK(taken());
-  while (taken() && steady_seconds() - begun < 8) std::this_thread::sleep_for(std::chrono::milliseconds(100));
-  CHECK(steady_seconds() - begun < 5.5);
+  LiveClient second = server.client();
+  second.say(hello("edit"));
+  CHECK(second.wait_for("refused", 5).value("code", "") == "taken");
+  while (threads() > idle && steady_seconds() - begun < 10)
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  CHECK(steady_seconds() - begun < 5);
+  LiveClient next = server.client();
+  next.say(hello("edit"));
+  CHECK_FALSE(next.wait_for("welcome", 5).is_null());
+  CHECK(steady_seconds() - begun < 5);
 }
 
 TEST_CASE("serve: slow requests and 200 idle connections do not disturb an edit") {

@@ -39,6 +39,7 @@ RunState read_state(const SafeTensors& file) {
     state.step = j.at("step").get<int64_t>();
     state.rng = {word_of(j.at("rng").at("seed")), word_of(j.at("rng").at("offset"))};
     state.config = j.at("config");
+    state.progress = j.value("progress", Json::object());
     check(state.step >= 0, file.path(), ": the step is ", state.step);
     return state;
   } catch (const Error&) {
@@ -56,8 +57,9 @@ bool has_average(const SafeTensors& file) {
 }  // namespace
 
 void save_checkpoint(const std::string& path, const RunState& state, const NamedTensors& params,
-                     const AdamW& optimizer, const Ema& ema) {
+                     const AdamW& optimizer, const Ema& ema, const std::map<std::string, Tensor>& others) {
   std::map<std::string, Tensor> tensors;
+  for (const auto& [name, tensor] : others) add(tensors, "", {{name, tensor}});
   add(tensors, "model.", params);
   add(tensors, "optimizer.", optimizer.state());
   add(tensors, "ema.", ema.average());
@@ -65,7 +67,8 @@ void save_checkpoint(const std::string& path, const RunState& state, const Named
   const Json run = {
       {"step", state.step},
       {"rng", {{"seed", std::to_string(state.rng.seed)}, {"offset", std::to_string(state.rng.offset)}}},
-      {"config", state.config}};
+      {"config", state.config},
+      {"progress", state.progress}};
   save_safetensors(path, tensors, {{"format", kFormat}, {"run", run.dump()}});
 }
 

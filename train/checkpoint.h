@@ -1,6 +1,7 @@
 // One safetensors file holds a whole training run at one step: the weights as "model.<name>", the
 // optimizer's state as "optimizer.<m|v|master>.<name>", the average as "ema.<name>", and in the metadata
-// the step, the random state and the config. It is written beside its final name and renamed.
+// the step, the random state, the config and what else a task counts. It is written beside its final name and
+// renamed.
 #pragma once
 
 #include <optional>
@@ -15,12 +16,16 @@ struct RunState {
   int64_t step = 0;  // optimizer steps done
   Rng rng;
   Json config = Json::object();
+  Json progress = Json::object();  // the task's own
 };
 
+// `others` are tensors of the task, under their own names.
 void save_checkpoint(const std::string& path, const RunState& state, const NamedTensors& params,
-                     const AdamW& optimizer, const Ema& ema);
+                     const AdamW& optimizer, const Ema& ema,
+                     const std::map<std::string, Tensor>& others = {});
 // Reads into the parameters, the optimizer and the average. Throws, naming the file, when it is not a
-// checkpoint or does not fit; what was read before the problem showed may have changed.
+// checkpoint or does not fit; what was read before the problem showed may have changed. The tensors of a task
+// are the caller's to read.
 RunState load_checkpoint(const std::string& path, const NamedTensors& params, AdamW& optimizer, Ema& ema);
 
 // The file of a step in a run's folder: step_00001500.safetensors.

@@ -71,7 +71,14 @@ Json read_model(Fields& f, const std::string& folder) {
 TrainConfig train_config(const Json& json, const std::string& source, const std::string& folder) {
   TrainConfig c;
   Fields f(json, source);
-  f.choice("task", c.task, {"edit", "vae", "vae_distill"});
+  f.choice("task", c.task, {"edit", "vae", "vae_distill", "flow", "ode", "self_forcing"});
+  if (c.task == "self_forcing") {
+    c.optimizer.beta1 = 0;
+    c.optimizer.weight_decay = 0.01;
+    c.clip_norm = 10;
+    c.ema_decay = 0.99;
+    c.ema_start = 200;
+  }
   f.required("steps", c.steps, at_least(1));
   f.optional("batch", c.batch, at_least(1));
   f.optional("accumulate", c.accumulate, at_least(1));
@@ -96,8 +103,12 @@ TrainConfig train_config(const Json& json, const std::string& source, const std:
   if (f.has("data")) c.data = f.raw("data");
   check(c.data.is_object(), f.where("data"), " must be an object");
   if (f.has("loss")) c.loss = f.raw("loss");
-  check(c.loss.is_object() && (c.task != "edit" || c.loss.empty()), f.where("loss"),
-        " must be an object, and empty for the task edit");
+  const bool vae = c.task == "vae" || c.task == "vae_distill", staged = !vae && c.task != "edit";
+  check(c.loss.is_object() && (vae || c.loss.empty()), f.where("loss"),
+        " must be an object, and empty but for autoencoders");
+  if (f.has("stage")) c.stage = f.raw("stage");
+  check(c.stage.is_object() && (staged || c.stage.empty()), f.where("stage"),
+        " must be an object, and empty for the task ", c.task);
   c.model = read_model(f, folder);
   if (!f.has("output")) fail(f.where("output.dir"), " is missing");
   read_output(f.object("output"), c);
@@ -151,6 +162,7 @@ Json to_json(const TrainConfig& c) {
   if (c.task != "edit") {
     j["task"] = c.task;
     j["loss"] = c.loss;
+    j["stage"] = c.stage;
   }
   return j;
 }

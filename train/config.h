@@ -19,7 +19,10 @@ namespace rivulet {
 //    "data": {...}, "model": {...} or "file.json",
 //    "output": {"dir": "runs/brook", "checkpoint_every": 500, "keep": 3, "sample_every": 500, "log_every":
 //    1}}
-//   "task": "edit" (the default; the others are described in train/vae_training.h), "loss": {...}
+//   "task": "edit" (the default), "vae" and "vae_distill" with their "loss" (train/vae_training.h), "flow"
+//   and "ode" (train/clip_stages.h) and "self_forcing" (train/self_forcing.h) with their "stage".
+// Adam's first beta, weight decay, clipping and average start from 0, 0.01, 10 and 0.99 after step 200 for
+// the task "self_forcing" (training.md 3.6), from 0.9, 0 and none for the others.
 struct TrainConfig {
   std::string task = "edit";
   int64_t steps = 0;       // optimizer steps of the whole run
@@ -37,7 +40,7 @@ struct TrainConfig {
   int64_t width = 256, height = 144, frames = 11;  // of a training clip
 
   // Objects that the data source, the model and the task validate themselves.
-  Json data = Json::object(), model = Json::object(), loss = Json::object();
+  Json data = Json::object(), model = Json::object(), loss = Json::object(), stage = Json::object();
 
   std::string dir;               // checkpoints, metrics.jsonl and samples go here
   int64_t checkpoint_every = 0;  // 0: only at the end and on interrupt

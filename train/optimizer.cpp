@@ -67,6 +67,18 @@ void AdamW::step(double lr, double grad_scale) {
   }
 }
 
+void AdamW::round_masters() const {
+  NoGrad off;
+  for (const Slot& s : slots_)
+    if (s.param.dtype() != DType::f32) s.param.copy_from(s.master);
+}
+
+NamedTensors AdamW::masters() const {
+  NamedTensors list;
+  for (const Slot& s : slots_) list.emplace_back(s.name, s.master);
+  return list;
+}
+
 NamedTensors AdamW::state() const {
   NamedTensors list;
   for (const Slot& s : slots_) {

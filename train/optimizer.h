@@ -36,6 +36,10 @@ class AdamW {
   void step(double lr, double grad_scale = 1);
   int64_t steps_done() const { return count_; }
 
+  // Half parameters from their master copies again, after somebody changed those.
+  void round_masters() const;
+  // What is really trained: the f32 master copies of half parameters, the parameters themselves otherwise.
+  NamedTensors masters() const;
   // The moments "m.<name>" and "v.<name>", and "master.<name>" for half parameters: all f32, sharing
   // the optimizer's own data, so that a checkpoint writes them and reads into them.
   NamedTensors state() const;

@@ -53,7 +53,7 @@ Trainer::Trainer(TrainConfig config, NamedTensors params, StepFn loss_of)
       params_(std::move(params)),
       loss_of_(std::move(loss_of)),
       optimizer_(params_, config_.optimizer),
-      ema_(params_, config_.ema_decay, config_.ema_start),
+      ema_(optimizer_.masters(), config_.ema_decay, config_.ema_start),
       rng_{static_cast<uint64_t>(config_.seed), 0} {
   check(!params_.empty(), "Trainer: there are no parameters");
   for (const auto& [name, param] : params_)
@@ -103,7 +103,10 @@ Json Trainer::step() {
   const double norm = grad_norm(params_), lr = config_.schedule.at(steps_done_);
   check(std::isfinite(norm), "train: the gradient norm of step ", steps_done_, " is ", norm);
   optimizer_.step(lr, clip_scale(norm, config_.clip_norm));
-  if (constrain_) constrain_();
+  if (constrain_) {
+    constrain_(optimizer_.masters());
+    optimizer_.round_masters();
+  }
   ema_.update(steps_done_);
   zero_grad(params_);
   ++steps_done_;
@@ -117,37 +120,42 @@ Json Trainer::step() {
 }
 
 bool Trainer::run(std::ostream* out, const std::atomic<bool>* stop) {
+  return run_steps(config_, steps_done_, {[this] { return step(); }, [this] { save(); }, sample_}, out, stop);
+}
+
+bool run_steps(const TrainConfig& config, const int64_t& steps_done, const RunLoop& loop, std::ostream* out,
+               const std::atomic<bool>* stop) {
   std::error_code ec;
-  fs::create_directories(config_.dir, ec);
-  check(!ec, config_.dir, ": cannot be created: ", ec.message());
-  const auto newest = latest_checkpoint(config_.dir);
-  check(!newest || checkpoint_step(*newest) <= steps_done_, newest.value_or(""),
+  fs::create_directories(config.dir, ec);
+  check(!ec, config.dir, ": cannot be created: ", ec.message());
+  const auto newest = latest_checkpoint(config.dir);
+  check(!newest || checkpoint_step(*newest) <= steps_done, newest.value_or(""),
         " is from a former run; resume it or choose another folder");
-  MetricsLog log((fs::path(config_.dir) / "metrics.jsonl").string(), steps_done_);
+  MetricsLog log((fs::path(config.dir) / "metrics.jsonl").string(), steps_done);
   std::unique_ptr<Progress> progress;
   if (out) {
-    progress = std::make_unique<Progress>("train", config_.steps, *out);
-    progress->start_at(steps_done_);
+    progress = std::make_unique<Progress>("train", config.steps, *out);
+    progress->start_at(steps_done);
   }
   double smooth = 0;  // a running mean of the loss, for the eye only
   int64_t shown = 0;
   auto stopped = [&] { return stop && stop->load(); };
-  while (steps_done_ < config_.steps && !stopped()) {
-    const Json line = step();
-    const bool last = steps_done_ == config_.steps;
-    if (steps_done_ % config_.log_every == 0 || last) log.write(line);
+  while (steps_done < config.steps && !stopped()) {
+    const Json line = loop.step();
+    const bool last = steps_done == config.steps;
+    if (steps_done % config.log_every == 0 || last) log.write(line);
     const double weight = 1.0 / static_cast<double>(std::min<int64_t>(++shown, 50));
-    smooth += (last_loss_ - smooth) * weight;
-    if (progress) progress->update(steps_done_, "loss " + short_number(smooth));
-    if (config_.checkpoint_every > 0 && steps_done_ % config_.checkpoint_every == 0) save();
-    if (sample_ && config_.sample_every > 0 && (last || steps_done_ % config_.sample_every == 0)) {
+    smooth += (line.at("loss").get<double>() - smooth) * weight;
+    if (progress) progress->update(steps_done, "loss " + short_number(smooth));
+    if (config.checkpoint_every > 0 && steps_done % config.checkpoint_every == 0) loop.save();
+    if (loop.sample && config.sample_every > 0 && (last || steps_done % config.sample_every == 0)) {
       const NoGrad off;
-      sample_(steps_done_);
+      loop.sample(steps_done);
     }
   }
-  if (steps_done_ > 0) save();
+  if (steps_done > 0) loop.save();
   if (progress) progress->finish("loss " + short_number(smooth));
-  return steps_done_ >= config_.steps;
+  return steps_done >= config.steps;
 }
 
 }  // namespace rivulet

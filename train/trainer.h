@@ -32,13 +32,27 @@ class MetricsLog {
   std::ofstream file_;
 };
 
+// The loop of a run: from `steps_done` steps to config.steps, one line of metrics.jsonl each. Stops early
+// when `stop` is raised, which is looked at after each step. Ends with a checkpoint. True when all steps are
+// done.
+struct RunLoop {
+  std::function<Json()> step;                      // advances steps_done; returns the line, with its "loss"
+  std::function<void()> save;                      // a checkpoint
+  std::function<void(int64_t steps_done)> sample;  // may be empty
+};
+bool run_steps(const TrainConfig& config, const int64_t& steps_done, const RunLoop& loop, std::ostream* out,
+               const std::atomic<bool>* stop);
+
 class Trainer {
  public:
   // params: from named_tensors(), whose handles share their gradients with the model. Sets requires_grad.
   Trainer(TrainConfig config, NamedTensors params, StepFn loss_of);
 
-  // Called after every optimizer step, before the average follows: for constraints on the weights.
-  void on_step(std::function<void()> constrain) { constrain_ = std::move(constrain); }
+  // Called after every optimizer step, before the average follows: for constraints on the weights. It gets
+  // the f32 values that are trained; half parameters are rounded from them again afterwards.
+  void on_step(std::function<void(const NamedTensors& masters)> constrain) {
+    constrain_ = std::move(constrain);
+  }
   // Called after every config.sample_every steps and at the end, with the number of steps done, under NoGrad.
   // Sample with the average through EmaScope(trainer.ema(), trainer.params()).
   void on_sample(std::function<void(int64_t steps_done)> sample) { sample_ = std::move(sample); }
@@ -55,6 +69,8 @@ class Trainer {
   double last_loss() const { return last_loss_; }
   const Ema& ema() const { return ema_; }
   const NamedTensors& params() const { return params_; }
+  // The trained values in f32: the average once there is one, otherwise the optimizer's own.
+  NamedTensors result() const { return ema_.active() ? ema_.average() : optimizer_.masters(); }
   const TrainConfig& config() const { return config_; }
 
  private:
@@ -65,9 +81,9 @@ class Trainer {
   NamedTensors params_;
   StepFn loss_of_;
   AdamW optimizer_;
-  Ema ema_;
+  Ema ema_;  // of the optimizer's master copies
   Rng rng_;
-  std::function<void()> constrain_;
+  std::function<void(const NamedTensors&)> constrain_;
   std::function<void(int64_t)> sample_;
   int64_t steps_done_ = 0, saved_at_ = -1;
   double last_loss_ = 0;

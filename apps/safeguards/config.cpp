@@ -60,6 +60,8 @@ void read_monitor(Fields f, MonitorConfig& c) {
   f.optional("flash_dark", c.flash_dark, between(0.8, 1));
   f.optional("flash_area", c.flash_area, between(0.01, 0.25));
   f.optional("flash_field", c.flash_field, between(0.1, 1));
+  f.optional("red_share", c.red_share, between(0.5, 0.8));
+  f.optional("red_change", c.red_change, between(0.02, 0.2));
   f.done();
 }
 

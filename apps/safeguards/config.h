@@ -41,14 +41,16 @@ struct MonitorConfig {
   double black_luma = 0.02;     // mean luma (0..1) under which a picture counts as black
   double frozen_seconds = 1.5;  // the edit stands still for so long while the source moves
   double still = 0.001;         // mean change of luma (0..1) from frame to frame that counts as none
-  double drift = 0.9;           // largest structural distance from the source, 0..1 (monitor.h)
+  double drift = 0.6;           // largest structural distance from the source, 0..1 (monitor.h)
   double hold_seconds = 2;      // how long the stream stays with the source after an alarm
-  // General flashes (flash.h).
-  double flashes = 3;         // allowed within any one second
+  // Flashes (flash.h).
+  double flashes = 3;         // of either kind, allowed within any one second
   double flash_change = 0.1;  // of relative luminance
   double flash_dark = 0.8;    // luminance that the darker picture must be under
   double flash_area = 0.25;   // share of the field that must flash together
   double flash_field = 1;     // side of the field as a share of the picture's: 1 is BT.1702, 1/3 WCAG
+  double red_share = 0.8;     // R / (R + G + B) of a saturated red
+  double red_change = 0.2;    // distance in u', v' that a red transition exceeds
 };
 
 struct MarkConfig {

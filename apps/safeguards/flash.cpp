@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "tensor/error.h"
 
@@ -12,31 +13,70 @@ namespace {
 // long.
 constexpr double kSecond = 1 - 1e-6;
 
+constexpr float kDarkestRed = 20.f / 320;
+
+float distance(const std::array<float, 2>& a, const std::array<float, 2>& b) {
+  return std::hypot(a[0] - b[0], a[1] - b[1]);
+}
+
 }  // namespace
+
+float relative_luminance(const LinearColour& c) { return 0.2126f * c[0] + 0.7152f * c[1] + 0.0722f * c[2]; }
+
+float red_share(const LinearColour& c) {
+  const float sum = c[0] + c[1] + c[2];
+  return sum > 0 ? c[0] / sum : 0;
+}
+
+std::array<float, 2> chromaticity(const LinearColour& c) {
+  constexpr std::array<float, 2> kNeutral = {0.19783f, 0.46833f};  // D65
+  if (c[0] + c[1] + c[2] <= 0) return kNeutral;
+  const float x = 0.4124f * c[0] + 0.3576f * c[1] + 0.1805f * c[2], y = relative_luminance(c),
+              z = 0.0193f * c[0] + 0.1192f * c[1] + 0.9505f * c[2], sum = x + 15 * y + 3 * z;
+  return {4 * x / sum, 9 * y / sum};
+}
 
 FlashMeter::FlashMeter(const MonitorConfig& config, int columns, int rows)
     : config_(config), columns_(columns), rows_(rows), cells_(size_t(columns * rows)) {
   check(config.flashes >= 1 && config.flashes <= 3, "flash: ", config.flashes, " flashes are not in 1..3");
 }
 
-// Follows the extremes since the last transition. A new transition has to turn back from it by flash_change.
-bool FlashMeter::transition(Cell& cell, float luminance) const {
+// A new transition has to turn back from the last one by flash_change.
+void FlashMeter::follow_luminance(Cell& cell, float luminance) const {
   cell.low = std::min(cell.low, luminance);
   cell.high = std::max(cell.high, luminance);
-  const bool up = cell.direction <= 0 && luminance - cell.low >= float(config_.flash_change) &&
+  Track& track = cell.general;
+  const bool up = track.direction <= 0 && luminance - cell.low >= float(config_.flash_change) &&
                   cell.low < float(config_.flash_dark);
-  const bool down = cell.direction >= 0 && cell.high - luminance >= float(config_.flash_change) &&
+  const bool down = track.direction >= 0 && cell.high - luminance >= float(config_.flash_change) &&
                     luminance < float(config_.flash_dark);
-  if (!up && !down) return false;
-  cell.direction = up ? 1 : -1;
+  if (!up && !down) return;
+  track.note(up ? 1 : -1, now_);
   cell.low = cell.high = luminance;
-  return true;
+}
+
+// A transition to or from a saturated red; the next one has to go the other way.
+void FlashMeter::follow_hue(Cell& cell, const LinearColour& colour) const {
+  const std::array<float, 2> at = chromaticity(colour);
+  const bool red =
+      red_share(colour) >= float(config_.red_share) && colour[0] - colour[1] - colour[2] >= kDarkestRed;
+  const Hue hue = {at, distance(at, chromaticity({1, 0, 0})), red};
+  if (!std::exchange(cell.seen, true)) cell.nearest = cell.farthest = hue;
+  if (hue.distance < cell.nearest.distance) cell.nearest = hue;
+  if (hue.distance > cell.farthest.distance) cell.farthest = hue;
+  Track& track = cell.red;
+  const bool to = track.direction <= 0 && hue.red && distance(hue.at, cell.farthest.at) > config_.red_change;
+  const bool from =
+      track.direction >= 0 && cell.nearest.red && distance(hue.at, cell.nearest.at) > config_.red_change;
+  if (!to && !from) return;
+  track.note(to ? 1 : -1, now_);
+  cell.nearest = cell.farthest = hue;
 }
 
 // A flash is two transitions, so the allowed flashes take 2 n of them; the next begins one more.
-bool FlashMeter::flashes_too_often(const Cell& cell) const {
+bool FlashMeter::flashes_too_often(const Track& track) const {
   const auto more = int64_t(2 * config_.flashes) + 1;
-  return cell.count >= more && now_ - cell.times[size_t((cell.count - more) % 8)] < kSecond;
+  return track.count >= more && now_ - track.times[size_t((track.count - more) % 8)] < kSecond;
 }
 
 double FlashMeter::largest_share(const std::vector<char>& over) const {
@@ -55,17 +95,17 @@ double FlashMeter::largest_share(const std::vector<char>& over) const {
   return double(most) / double(w * h);
 }
 
-double FlashMeter::add(const std::vector<float>& luminance, double seconds) {
-  check(luminance.size() == cells_.size(), "flash: ", luminance.size(), " values for ", cells_.size(),
-        " cells");
+FlashShares FlashMeter::add(const std::vector<LinearColour>& cells, double seconds) {
+  check(cells.size() == cells_.size(), "flash: ", cells.size(), " values for ", cells_.size(), " cells");
   now_ += seconds;
-  std::vector<char> over(cells_.size());
+  std::vector<char> general(cells_.size()), red(cells_.size());
   for (size_t i = 0; i < cells_.size(); ++i) {
-    Cell& cell = cells_[i];
-    if (transition(cell, luminance[i])) cell.times[size_t(cell.count++ % 8)] = now_;
-    over[i] = flashes_too_often(cell);
+    follow_luminance(cells_[i], relative_luminance(cells[i]));
+    follow_hue(cells_[i], cells[i]);
+    general[i] = flashes_too_often(cells_[i].general);
+    red[i] = flashes_too_often(cells_[i].red);
   }
-  return largest_share(over);
+  return {largest_share(general), largest_share(red)};
 }
 
 }  // namespace rivulet

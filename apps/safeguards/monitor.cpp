@@ -10,7 +10,7 @@ namespace {
 constexpr int kColumns = CellPicture::kColumns, kRows = CellPicture::kRows, kCells = CellPicture::kCells;
 
 // sRGB's transfer function, as WCAG's relative luminance uses it.
-const std::vector<float>& linear_light() {
+const std::vector<float>& linear_values() {
   static const std::vector<float> table = [] {
     std::vector<float> t(256);
     for (size_t i = 0; i < t.size(); ++i) {
@@ -72,6 +72,8 @@ const char* name_of(Trouble trouble) {
       return "frozen";
     case Trouble::flash:
       return "flash";
+    case Trouble::red_flash:
+      return "red_flash";
     case Trouble::drift:
       return "drift";
   }
@@ -79,9 +81,9 @@ const char* name_of(Trouble trouble) {
 }
 
 CellPicture cell_picture(const uint8_t* rgb, int64_t height, int64_t width) {
-  CellPicture p{std::vector<float>(kCells, 0.f), std::vector<float>(kCells, 0.f)};
+  CellPicture p{std::vector<float>(kCells, 0.f), std::vector<LinearColour>(kCells, LinearColour{})};
   std::vector<float> pixels(kCells, 0.f);
-  const std::vector<float>& light = linear_light();
+  const std::vector<float>& linear = linear_values();
   // Small frames fill several cells with one pixel.
   const int64_t h = std::max<int64_t>(height, kRows), w = std::max<int64_t>(width, kColumns);
   for (int64_t y = 0; y < h; ++y)
@@ -89,12 +91,12 @@ CellPicture cell_picture(const uint8_t* rgb, int64_t height, int64_t width) {
       const uint8_t* c = rgb + 3 * (y * height / h * width + x * width / w);
       const size_t cell = size_t(y * kRows / h * kColumns + x * kColumns / w);
       p.luma[cell] += (0.2126f * c[0] + 0.7152f * c[1] + 0.0722f * c[2]) / 255;
-      p.luminance[cell] += 0.2126f * light[c[0]] + 0.7152f * light[c[1]] + 0.0722f * light[c[2]];
+      for (size_t k = 0; k < 3; ++k) p.light[cell][k] += linear[c[k]];
       ++pixels[cell];
     }
   for (size_t i = 0; i < kCells; ++i) {
     p.luma[i] /= pixels[i];
-    p.luminance[i] /= pixels[i];
+    for (float& v : p.light[i]) v /= pixels[i];
   }
   return p;
 }
@@ -129,9 +131,11 @@ std::vector<Alarm> Monitor::look(Memory& memory, const Tensor& source, const Ten
   };
   for (int64_t f = 0; f < edit.dim(0); ++f) {
     const CellPicture s = cells_of(source, f), e = cells_of(edit, f);
-    const double share = memory.flash.add(e.luminance, seconds);
-    if (share >= config_.flash_area)
-      raise(Trouble::flash, share, config_.flash_area, "flashes more often than is safe");
+    const FlashShares flashing = memory.flash.add(e.light, seconds);
+    if (flashing.general >= config_.flash_area)
+      raise(Trouble::flash, flashing.general, config_.flash_area, "flashes more often than is safe");
+    if (flashing.red >= config_.flash_area)
+      raise(Trouble::red_flash, flashing.red, config_.flash_area, "flashes red more often than is safe");
     const double luma = mean(e.luma);
     if (luma < config_.black_luma && mean(s.luma) >= 2 * config_.black_luma)
       raise(Trouble::black, luma, config_.black_luma, "is black");

@@ -10,7 +10,7 @@
 
 namespace rivulet {
 
-enum class Trouble { not_finite, black, frozen, flash, drift };
+enum class Trouble { not_finite, black, frozen, flash, red_flash, drift };
 const char* name_of(Trouble trouble);
 
 struct Alarm {
@@ -19,11 +19,12 @@ struct Alarm {
   std::string text;             // one sentence for the viewer
 };
 
-// A picture as the monitors see it: mean luma (0..1, gamma as it is) and relative luminance of kColumns x
-// kRows cells that cover the frame evenly.
+// A picture as the monitors see it: mean luma (0..1, gamma as it is) and mean colour in linear light of
+// kColumns x kRows cells that cover the frame evenly.
 struct CellPicture {
   static constexpr int kColumns = 64, kRows = 36, kCells = kColumns * kRows;
-  std::vector<float> luma, luminance;
+  std::vector<float> luma;
+  std::vector<LinearColour> light;
 };
 CellPicture cell_picture(const uint8_t* rgb, int64_t height, int64_t width);
 

@@ -64,7 +64,7 @@ void Ledger::begin() {
   last_ = {};
   pace_ = 0;
   started_ = -1;
-  chunks_ = edited_ = skipped_ = fell_back_ = 0;
+  chunks_ = edited_ = skipped_ = unsent_ = fell_back_ = 0;
 }
 
 void Ledger::add(const ChunkRow& row, double now) {
@@ -77,8 +77,11 @@ void Ledger::add(const ChunkRow& row, double now) {
   frames_.push_back({now, double(row.frames)});
   const double fps = 1000 * double(row.frames) / std::max(1.0, row.stage_ms);
   pace_ = pace_ == 0 ? fps : 0.8 * pace_ + 0.2 * fps;
-  if (file_.is_open()) file_ << to_json(row).dump() << '\n' << std::flush;
   forget(now);
+  if (!file_.is_open()) return;
+  nlohmann::json line = to_json(row);
+  line.update(window(now));
+  file_ << line.dump() << '\n' << std::flush;
 }
 
 void Ledger::shown(const std::vector<double>& latency_ms, int64_t skipped, double now) {
@@ -93,8 +96,8 @@ void Ledger::forget(double now) {
       samples->pop_front();
 }
 
-nlohmann::json Ledger::summary(double now) {
-  forget(now);
+// FPS, latency and memory.
+nlohmann::json Ledger::window(double now) const {
   const auto values = [](const std::deque<Sample>& samples) {
     std::vector<double> v;
     for (const Sample& s : samples) v.push_back(s.value);
@@ -104,21 +107,28 @@ nlohmann::json Ledger::summary(double now) {
   for (const Sample& s : frames_) frames += s.value;
   const double seconds = started_ < 0 ? 0 : std::min(kWindow, now - started_);
   const std::vector<double> glass = values(glass_), server = values(server_);
-  // The page is asked for a little more than the slowest stage takes: too few frames would leave it waiting.
-  return {{"type", "ledger"},
-          {"last", to_json(last_)},
-          {"fps", seconds > 0.5 ? rounded(frames / seconds) : 0},
-          {"pace_fps", rounded(1.05 * pace_)},
+  return {{"fps", seconds > 0.5 ? rounded(frames / seconds) : 0},
           {"glass_p50_ms", rounded(quantile(glass, 0.5))},
           {"glass_p99_ms", rounded(quantile(glass, 0.99))},
           {"server_p50_ms", rounded(quantile(server, 0.5))},
           {"server_p99_ms", rounded(quantile(server, 0.99))},
-          {"chunks", chunks_},
-          {"edited", edited_},
-          {"dropped", last_.dropped},
-          {"skipped", skipped_},
-          {"fell_back", fell_back_},
           {"memory_mb", rounded(resident_megabytes())}};
+}
+
+nlohmann::json Ledger::summary(double now) {
+  forget(now);
+  nlohmann::json s = window(now);
+  s.update({{"type", "ledger"},
+            {"last", to_json(last_)},
+            // A little more than the slowest stage takes: too few frames would leave it waiting.
+            {"pace_fps", rounded(1.05 * pace_)},
+            {"chunks", chunks_},
+            {"edited", edited_},
+            {"dropped", last_.dropped},
+            {"skipped", skipped_},
+            {"unsent", unsent_},
+            {"fell_back", fell_back_}});
+  return s;
 }
 
 }  // namespace rivulet::serve

@@ -1,5 +1,6 @@
-// What every chunk cost and how late its frames were seen: one row per chunk as a JSON line, and a summary of
-// the last seconds for the page. Times are milliseconds.
+// What every chunk cost and how late its frames were seen: one row per chunk as a JSON line, with the rate,
+// the latency and the memory of the last seconds, and a summary of those for the page. Times are
+// milliseconds.
 #pragma once
 
 #include <deque>
@@ -42,6 +43,7 @@ class Ledger {
   void begin();  // a new session: forgets the last one's figures
   void add(const ChunkRow& row, double now);
   void shown(const std::vector<double>& latency_ms, int64_t skipped, double now);
+  void unsent() { ++unsent_; }  // a picture that made room for a newer one on the way to a client
 
   // {"type": "ledger", ...}: the last chunk, and over the last ten seconds FPS, glass-to-glass p50 and p99
   // (capture to screen, as the page reports them), server p50 and p99, memory, and the rate at which frames
@@ -53,11 +55,12 @@ class Ledger {
     double at, value;
   };
   void forget(double now);
+  nlohmann::json window(double now) const;
   std::ofstream file_;
   std::deque<Sample> glass_, server_, frames_;
   ChunkRow last_;
   double pace_ = 0, started_ = -1;
-  int64_t chunks_ = 0, edited_ = 0, skipped_ = 0, fell_back_ = 0;
+  int64_t chunks_ = 0, edited_ = 0, skipped_ = 0, unsent_ = 0, fell_back_ = 0;
 };
 
 }  // namespace rivulet::serve

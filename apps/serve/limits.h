@@ -19,7 +19,7 @@ inline constexpr int64_t kMaxViewers = 16;
 inline constexpr int64_t kMaxConnections = 128;
 
 inline constexpr double kHelloSeconds = 5;  // a connection that has not said what it wants by then is closed
-inline constexpr double kSilenceSeconds = 4;  // a client that answers no ping for so long is gone
+inline constexpr double kSilenceSeconds = 3;  // a client that answers no ping for so long is gone
 inline constexpr double kRequestSeconds = 5;  // for a whole HTTP request, so that none can be fed by drops
 
 // Allows `rate` units a second on average and `burst` at once. Time is the caller's, in seconds.

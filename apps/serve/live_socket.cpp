@@ -8,6 +8,8 @@ namespace {
 // Pictures that wait for a client that does not keep up: four chunks of brook and their sources.
 constexpr size_t kMaxPictures = 24;
 constexpr size_t kMaxQueue = 256;
+// Left to itself the system would keep megabytes of pictures that are late already.
+constexpr int kSendBuffer = 256 << 10;
 
 }  // namespace
 
@@ -25,7 +27,9 @@ void LiveSocket::start(http::request<http::empty_body> request) {
   socket_.read_message_max(size_t(kMaxMessageBytes));
   beast::get_lowest_layer(socket_).expires_never();
   beast::error_code ignored;
-  beast::get_lowest_layer(socket_).socket().set_option(tcp::no_delay(true), ignored);
+  tcp::socket& plain = beast::get_lowest_layer(socket_).socket();
+  plain.set_option(tcp::no_delay(true), ignored);
+  plain.set_option(boost::asio::socket_base::send_buffer_size(kSendBuffer), ignored);
   socket_.async_accept(request_, [self = shared_from_this()](beast::error_code error) {
     if (error) return self->over();
     self->open_ = true;
@@ -57,6 +61,7 @@ void LiveSocket::send(Out out) {
     if (pictures_ >= kMaxPictures) {
       const auto oldest = std::find_if(queue_.begin() + 1, queue_.end(),
                                        [](const Out& o) { return o.kind == Out::Kind::picture; });
+      server_.session.unsent();
       if (oldest == queue_.end()) return;
       queue_.erase(oldest);
       --pictures_;

@@ -64,6 +64,8 @@ class Session {
   Outs picture(ClientId id, std::shared_ptr<const std::string> message, double now);
   Outs gone(ClientId id);
   Outs event(int64_t number, Event event, double now);
+  // A picture was left out because a client does not keep up.
+  void unsent() { ledger_.unsent(); }
   // To be called a few times a second.
   Outs tick(double now);
 

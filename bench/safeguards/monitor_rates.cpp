@@ -7,15 +7,32 @@
 #include "apps/video.h"
 #include "bench/safeguards/rates.h"
 #include "models/editor.h"
+#include "ops/image_io.h"
+#include "train/edit.h"
+#include "train/instructions.h"
 
 namespace rivulet::bench {
 namespace {
 
-constexpr int64_t kClipFrames = 300, kEditFrames = 48;
+constexpr FrameSize kSize = {256, 144};
+constexpr int64_t kClipFrames = 300, kEditFrames = 24;
 
 double quantile(std::vector<double> values, double q) {
   std::sort(values.begin(), values.end());
   return values.empty() ? 0 : values[size_t(q * double(values.size() - 1))];
+}
+
+nlohmann::json spread(const std::vector<double>& values) {
+  return {{"least", quantile(values, 0)},
+          {"p01", quantile(values, 0.01)},
+          {"median", quantile(values, 0.5)},
+          {"p99", quantile(values, 0.99)},
+          {"largest", quantile(values, 1)}};
+}
+
+CellPicture cells(const Tensor& frames, int64_t f) {
+  const Tensor one = frames.select(0, f).contiguous();
+  return cell_picture(one.data<uint8_t>(), one.dim(0), one.dim(1));
 }
 
 struct Tally {
@@ -30,6 +47,12 @@ struct Tally {
     ++chunks;
     frames += edit.dim(0);
   }
+  void add(const Tally& other) {
+    for (const auto& [kind, count] : other.alarms) alarms[kind] += count;
+    chunks += other.chunks;
+    frames += other.frames;
+    milliseconds += other.milliseconds;
+  }
   nlohmann::json json() const {
     return {{"chunks", chunks},
             {"frames", frames},
@@ -43,7 +66,7 @@ nlohmann::json clips_as_they_are(const Clips& clips, double field) {
   c.flash_field = field;
   Tally tally;
   for (const std::string& path : clips) {
-    const auto source = open_source(path, {.size = {256, 144}, .image_rate = {}});
+    const auto source = open_source(path, {.size = kSize, .image_rate = {}});
     Monitor monitor(c);
     for (int64_t f = 0; f < kClipFrames; f += 3) {
       const Tensor frames = source->read(3);
@@ -54,58 +77,91 @@ nlohmann::json clips_as_they_are(const Clips& clips, double field) {
   return tally.json();
 }
 
-nlohmann::json edits(const Clips& clips) {
+struct Edited {
+  nlohmann::json json;
+  std::vector<double> distances;  // of every frame from its source
+};
+
+// Every look, one colour for another and no edit at all.
+Edited edits(const Clips& clips) {
   const Editor editor = Editor::load(bundled_model());
-  Tally tally;
-  std::vector<double> distances;
-  for (const std::string& path : clips)
-    for (const char* text : {"make it night", "turn it into a pencil sketch", "invert the colours"}) {
-      const auto source = open_source(path, {.size = {256, 144}, .image_rate = {}});
+  std::vector<std::string> names = look_names();
+  names.insert(names.end(), {"red_to_blue", "keep"});
+  Edited result;
+  Tally all;
+  for (const std::string& name : names) {
+    const Prompt prompt = editor.encode(canonical_instruction(edit_named(name)));
+    std::vector<double> distances;
+    Tally tally;
+    for (const std::string& path : clips) {
+      const auto source = open_source(path, {.size = kSize, .image_rate = {}});
       Monitor monitor(default_safeguards().monitor);
       EditState state;
-      const Prompt prompt = editor.encode(text);
       for (int64_t f = 0; f < kEditFrames; f += 3) {
         const Tensor frames = source->read(3);
         if (!frames || frames.dim(0) < 3) break;
         const Tensor edit = editor.step(frames, prompt, state).contiguous();
         tally.watch(monitor, frames, edit, 1 / source->info().fps.value());
-        distances.push_back(structural_distance(cell_picture(frames.data<uint8_t>(), 144, 256),
-                                                cell_picture(edit.data<uint8_t>(), 144, 256)));
+        for (int64_t i = 0; i < 3; ++i)
+          distances.push_back(structural_distance(cells(frames, i), cells(edit, i)));
       }
     }
-  nlohmann::json j = tally.json();
-  j["structural_distance"] = {{"median", quantile(distances, 0.5)},
-                              {"p99", quantile(distances, 0.99)},
-                              {"largest", quantile(distances, 1)}};
-  return j;
-}
-
-// Pairs of frames of different clips, or far apart in one: what the bound on drift has to find.
-nlohmann::json other_content(const Clips& clips) {
-  std::vector<CellPicture> pictures;
-  for (const std::string& path : clips) {
-    const auto source = open_source(path, {.size = {256, 144}, .image_rate = {}});
-    for (int i = 0; i < 6; ++i)
-      if (const Tensor frames = source->read(60))
-        pictures.push_back(cell_picture(frames.data<uint8_t>(), 144, 256));
+    nlohmann::json row = tally.json();
+    row["structural_distance"] = spread(distances);
+    result.json["looks"][name] = row;
+    result.distances.insert(result.distances.end(), distances.begin(), distances.end());
+    all.add(tally);
   }
-  int64_t found = 0, of = 0;
-  std::vector<double> distances;
-  for (const CellPicture& a : pictures)
-    for (const CellPicture& b : pictures) {
-      const double d = structural_distance(a, b);
-      if (&a == &b || d == 0) continue;
-      found += d > default_safeguards().monitor.drift;
-      ++of;
-      distances.push_back(d);
-    }
-  return {{"pairs", of},
-          {"above_bound", found},
-          {"p01", quantile(distances, 0.01)},
-          {"median", quantile(distances, 0.5)}};
+  result.json["all"] = all.json();
+  result.json["all"]["structural_distance"] = spread(result.distances);
+  return result;
 }
 
-nlohmann::json made_up_flashing() {
+// Distances between pictures of different clips and photos: what the bound on drift has to find.
+std::vector<double> between_unrelated(const Clips& clips, const std::vector<std::string>& photos) {
+  std::vector<std::vector<CellPicture>> groups;
+  for (const std::string& path : clips) {
+    const auto source = open_source(path, {.size = kSize, .image_rate = {}});
+    groups.emplace_back();
+    for (int i = 0; i < 6; ++i)
+      if (const Tensor frames = source->read(60)) groups.back().push_back(cells(frames, 0));
+  }
+  for (const std::string& path : photos)
+    groups.push_back({cells(fit_frames(read_image(path).unsqueeze(0), kSize), 0)});
+  std::vector<double> distances;
+  for (const auto& from : groups)
+    for (const auto& to : groups) {
+      if (&from == &to) continue;
+      for (const CellPicture& a : from)
+        for (const CellPicture& b : to) distances.push_back(structural_distance(a, b));
+    }
+  return distances;
+}
+
+// For each bound: the share of unrelated pairs that it finds, and of edited frames that it would take for
+// them.
+nlohmann::json drift(const std::vector<double>& edited, const std::vector<double>& unrelated) {
+  const auto above = [](const std::vector<double>& values, double bound) {
+    return std::count_if(values.begin(), values.end(), [&](double d) { return d > bound; });
+  };
+  nlohmann::json rows;
+  for (int percent = 10; percent <= 95; percent += 5) {
+    const double bound = percent / 100.0;
+    rows.push_back({{"bound", bound},
+                    {"unrelated_found", above(unrelated, bound)},
+                    {"edits_found", above(edited, bound)}});
+  }
+  const double bound = default_safeguards().monitor.drift;
+  return {{"bound", bound},
+          {"unrelated_pairs", unrelated.size()},
+          {"unrelated_found", above(unrelated, bound)},
+          {"unrelated_distance", spread(unrelated)},
+          {"edited_frames", edited.size()},
+          {"edits_found", above(edited, bound)},
+          {"bounds", rows}};
+}
+
+nlohmann::json made_up_flashing(const LinearColour& a, const LinearColour& b, double FlashShares::*kind) {
   nlohmann::json rows;
   for (const double fps : {10.0, 25.0, 30.0, 60.0})
     for (const double rate : {1.0, 2.0, 3.0, 3.5, 4.0, 5.0, 7.5}) {
@@ -113,8 +169,8 @@ nlohmann::json made_up_flashing() {
       FlashMeter meter(default_safeguards().monitor, 8, 8);
       double first = -1;
       for (int f = 0; f < int(4 * fps) && first < 0; ++f) {
-        const bool bright = int(std::floor(2 * rate * (f + 0.5) / fps)) % 2 == 1;
-        if (meter.add(std::vector<float>(64, bright ? 0.9f : 0.1f), 1 / fps) >= 0.25) first = f / fps;
+        const bool on = int(std::floor(2 * rate * (f + 0.5) / fps)) % 2 == 1;
+        if (meter.add(std::vector<LinearColour>(64, on ? b : a), 1 / fps).*kind >= 0.25) first = f / fps;
       }
       rows.push_back({{"fps", fps}, {"flashes_a_second", rate}, {"alarm_after_s", first}});
     }
@@ -123,12 +179,15 @@ nlohmann::json made_up_flashing() {
 
 }  // namespace
 
-nlohmann::json monitor_rates(const Clips& clips) {
-  return {{"clips_as_they_are", clips_as_they_are(clips, 1)},
-          {"clips_as_they_are_field_one_third", clips_as_they_are(clips, 1.0 / 3)},
-          {"edits_by_brook", edits(clips)},
-          {"other_content", other_content(clips)},
-          {"made_up_flashing", made_up_flashing()}};
+nlohmann::json monitor_rates(const Clips& clips, const std::vector<std::string>& photos) {
+  const Edited edited = edits(clips);
+  return {
+      {"clips_as_they_are", clips_as_they_are(clips, 1)},
+      {"clips_as_they_are_field_one_third", clips_as_they_are(clips, 1.0 / 3)},
+      {"edits_by_brook", edited.json},
+      {"drift", drift(edited.distances, between_unrelated(clips, photos))},
+      {"made_up_flashing", made_up_flashing({0.1f, 0.1f, 0.1f}, {0.9f, 0.9f, 0.9f}, &FlashShares::general)},
+      {"made_up_red_flashing", made_up_flashing({1, 0, 0}, {0, 0.2973f, 0}, &FlashShares::red)}};
 }
 
 }  // namespace rivulet::bench

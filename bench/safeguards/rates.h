@@ -14,8 +14,9 @@ using Clips = std::vector<std::string>;
 nlohmann::json mark_rates(const Clips& clips, int64_t clean_frames);
 // Refusals of disguised terms and of harmless sentences. texts: files of English prose, read line by line.
 nlohmann::json screen_rates(const std::vector<std::string>& texts);
-// Alarms on clips that are in order, on brook's edits of them, and on made-up flashing.
-nlohmann::json monitor_rates(const Clips& clips);
+// Alarms on clips that are in order, on brook's edits of them, and on made-up flashing; how far apart edits
+// and unrelated pictures are to the bound on drift.
+nlohmann::json monitor_rates(const Clips& clips, const std::vector<std::string>& photos);
 
 class Timer {
  public:

@@ -156,7 +156,7 @@ Tensor VideoVae::moments(const Tensor& frames) const {
   check((T - 1) % config_.temporal() == 0, "video vae: a clip of ", T, " frames, must be 1 + a multiple of ",
         config_.temporal());
   TimePass pass = TimePass::clip(true);
-  return encoder(patchify(frames).to(compute), pass).to(DType::f32);
+  return encoder(inside(patchify(frames)), pass).to(frames.dtype());
 }
 
 Tensor VideoVae::encode(const Tensor& frames) const {
@@ -167,26 +167,26 @@ Tensor VideoVae::encode(const Tensor& frames, VideoState& state) const {
   const NoGrad off;
   VideoState next = state;
   TimePass pass = TimePass::stream(next);
-  const Tensor h = encoder(patchify(frames).to(compute), pass);
+  const Tensor h = encoder(inside(patchify(frames)), pass);
   state = std::move(next);  // only now, so that a failed call leaves the stream as it was
-  return h ? normalised(h.to(DType::f32).slice(4, 0, config_.latent_channels)) : h;
+  return h ? normalised(h.to(frames.dtype()).slice(4, 0, config_.latent_channels)) : h;
 }
 
 Tensor VideoVae::decode(const Tensor& latents, bool causal) const {
   TimePass pass = TimePass::clip(causal || config_.decoder_causal);
-  return unpatchify(decoder(unnormalised(latents).to(compute), pass).to(DType::f32));
+  return unpatchify(decoder(inside(unnormalised(latents)), pass).to(latents.dtype()));
 }
 
 Tensor VideoVae::decode(const Tensor& latents, bool causal, Tensors& features) const {
   TimePass pass = TimePass::clip(causal || config_.decoder_causal);
-  return unpatchify(decoder(unnormalised(latents).to(compute), pass, &features).to(DType::f32));
+  return unpatchify(decoder(inside(unnormalised(latents)), pass, &features).to(latents.dtype()));
 }
 
 Tensor VideoVae::decode(const Tensor& latents, VideoState& state) const {
   const NoGrad off;
   VideoState next = state;
   TimePass pass = TimePass::stream(next);
-  const Tensor patches = decoder(unnormalised(latents).to(compute), pass).to(DType::f32);
+  const Tensor patches = decoder(inside(unnormalised(latents)), pass).to(latents.dtype());
   state = std::move(next);
   return unpatchify(patches);
 }

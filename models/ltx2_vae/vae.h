@@ -105,9 +105,11 @@ class VideoVae {
   VideoEncoder encoder;
   VideoDecoder decoder;
   Tensor latents_mean, latents_std;  // [C]
-  DType compute = DType::f32;        // of activations inside; frames and latents are f32 either way
+  std::optional<DType> compute;      // of activations inside; otherwise that of the frames or latents given
 
  private:
+  Tensor inside(const Tensor& x) const { return compute ? x.to(*compute) : x; }
+
   VideoVaeConfig config_;
 };
 

@@ -1,5 +1,6 @@
 #include "models/sana_streaming/dit.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/elementwise.h"
@@ -45,6 +46,14 @@ double one_time(const Tensor& t) {
 // Row i of a modulation table [B, Tm, rows, C], shaped to broadcast over tokens: [B, Tm, 1, C].
 Tensor row(const Tensor& table, int64_t i) { return table.slice(2, i, i + 1); }
 
+// f(tensor) for all that a block's memory holds, in a fixed order.
+template <class State, class F>
+void for_each_tensor(State& s, F&& f) requires std::is_same_v<std::remove_const_t<State>, BlockState> {
+  if (s.gdn.kv) f(s.gdn.kv), f(s.gdn.z);
+  for (auto& [chunk, kv] : s.window) f(kv.k), f(kv.v);
+  if (s.conv_tail) f(s.conv_tail);
+}
+
 // The window that chunk `next` may see (dit.md 3.2), of chunks already kept.
 bool in_window(const DitConfig& c, int64_t chunk, int64_t next) {
   if (c.cached_chunks < 0) return true;
@@ -79,13 +88,17 @@ Dit::Dit(const DitConfig& c, Device device)
   for (int64_t i = 0; i < c.depth; ++i) blocks.emplace_back(c, c.is_softmax(i), device);
 }
 
+Tensor Dit::text_features(const Tensor& text) const {
+  const Tensor in = text.to(y_fc1.weight.dtype());
+  return rms_norm(y_fc2(gelu_tanh(y_fc1(in))), attention_y_norm.weight, kTextNormEps);
+}
+
 TextContext Dit::text_context(const Tensor& text, const Tensor& mask) const {
   check(text.dims() == 3 && text.dim(2) == config_.caption_channels, "dit: text has shape ", text.shape(),
         ", the model takes [B, L, ", config_.caption_channels, "]");
   check(mask.dims() == 2 && mask.dim(0) == text.dim(0) && mask.dim(1) == text.dim(1),
         "dit: text mask has shape ", mask.shape(), " for text ", text.shape());
-  const Tensor in = text.to(y_fc1.weight.dtype());
-  const Tensor y = rms_norm(y_fc2(gelu_tanh(y_fc1(in))), attention_y_norm.weight, kTextNormEps);
+  const Tensor y = text_features(text);
   TextContext context{{}, mask};
   precision.check_fits(config_.depth, config_.softmax_blocks);
   for (size_t i = 0; i < blocks.size(); ++i) {
@@ -107,62 +120,79 @@ struct Dit::Pass {
   Grid grid;
   Rope rope;
   Tensor t0;  // [B, Tm, 6, C]
-  const TextContext& text;
-  const StreamState* past;
-  StreamState* next;
-  double time;  // where the policy asks
+  Tensor text_mask;
+  int64_t chunk;  // of the frames of this pass
+  double time;    // where the policy asks
 };
 
-Tensor Dit::self_attention(const Block& block, const Tensor& u, const Pass& pass, size_t index,
-                           const BlockPrecision* here) const {
-  const BlockState* past = pass.past && pass.past->chunk > 0 ? &pass.past->blocks[index] : nullptr;
-  BlockState* next = pass.next ? &pass.next->blocks[index] : nullptr;
+Tensor Dit::self_attention(const Block& block, const Tensor& u, const Pass& pass, const BlockState* past,
+                           BlockState* own, const BlockPrecision* here) const {
   if (!block.softmax)
-    return block.gdn(u, pass.grid, pass.rope, past ? past->gdn : GdnState{}, next ? &next->gdn : nullptr,
-                     here);
+    return block.gdn(u, pass.grid, pass.rope, past ? past->gdn : GdnState{}, own ? &own->gdn : nullptr, here);
   std::vector<KeyValue> window;
   if (past)
     for (const auto& [chunk, kv] : past->window) window.push_back(kv);
-  KeyValue current;
-  const Tensor out = block.attn(u, pass.rope, window, next ? &current : nullptr, here);
-  if (next) {
-    const int64_t chunk = pass.next->chunk - 1;
-    next->window.clear();
-    if (past)
-      for (const auto& kept : past->window)
-        if (in_window(config_, kept.first, chunk + 1)) next->window.push_back(kept);
-    if (in_window(config_, chunk, chunk + 1)) next->window.emplace_back(chunk, current);
-  }
-  return out;
+  if (!own) return block.attn(u, pass.rope, window, nullptr, here);
+  own->window = {{pass.chunk, {}}};
+  return block.attn(u, pass.rope, window, &own->window[0].second, here);
 }
 
-Tensor Dit::run_block(const Block& block, const Tensor& h_in, const Pass& pass, size_t index) const {
-  const BlockPrecision chosen{int64_t(index), precision.at(int64_t(index), pass.time), rounded.get(),
+// `own` receives what the block adds to the memory: its window holds this chunk alone.
+Tensor Dit::run_block(const Block& block, const Tensor& h_in, const Pass& pass, const KeyValue& text,
+                      const BlockState* past, BlockState* own) const {
+  const int64_t index = &block - blocks.data();
+  const BlockPrecision chosen{index, precision.at(index, pass.time), rounded.get(),
                               product_hook ? &product_hook : nullptr};
   const BlockPrecision* here = precision.rules.empty() && !product_hook ? nullptr : &chosen;
   const Tensor mod = block.scale_shift_table + pass.t0;
-  const BlockState* past = pass.past && pass.past->chunk > 0 ? &pass.past->blocks[index] : nullptr;
   const Tensor modulated = layer_norm_modulate(h_in, row(mod, 0), row(mod, 1), kBlockNormEps);
-  const Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated, pass, index, here));
-  const auto [after, u] =
-      gate_residual_norm(h, {}, block.cross_attn(h, pass.text.keys[index], pass.text.mask, here), row(mod, 3),
-                         row(mod, 4), kBlockNormEps);
-  Tensor* tail = pass.next ? &pass.next->blocks[index].conv_tail : nullptr;
-  const Tensor branch = block.mlp(u, pass.grid, past ? past->conv_tail : Tensor(), tail, here);
+  const Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated, pass, past, own, here));
+  const auto [after, u] = gate_residual_norm(h, {}, block.cross_attn(h, text, pass.text_mask, here),
+                                             row(mod, 3), row(mod, 4), kBlockNormEps);
+  const Tensor branch =
+      block.mlp(u, pass.grid, past ? past->conv_tail : Tensor(), own ? &own->conv_tail : nullptr, here);
   return gate_residual(after, row(mod, 5), branch);
 }
 
-Tensor Dit::run_again_in_backward(const Block& block, const Tensor& h, const Pass& pass, size_t index) const {
-  check(!pass.next, "dit: a pass that writes the memory of a stream is not run again");
-  // What the block reads of the tape must be an input, to get its gradient; the rest is copied handles.
-  const KeyValue keys = pass.text.keys[index];
-  const auto again = [this, &block, index, grid = pass.grid, rope = pass.rope, mask = pass.text.mask,
-                      past = pass.past, time = pass.time](const Tensors& in) -> Tensors {
-    TextContext text{std::vector<KeyValue>(index + 1), mask};
-    text.keys[index] = {in[2], in[3]};
-    return {run_block(block, in[0], Pass{grid, rope, in[1], text, past, nullptr, time}, index)};
+// All that a block reads of the tape must be an input of checkpoint() to get its gradient, the memory
+// included. It also holds the memory by value: the caller's may be another one when the backward comes.
+Tensor Dit::run_again_in_backward(const Block& block, const Tensor& h, const Pass& pass, const KeyValue& text,
+                                  const BlockState* past, BlockState* own) const {
+  Tensors inputs = {h, pass.t0, text.k, text.v};
+  if (past) for_each_tensor(*past, [&](const Tensor& t) { inputs.push_back(t); });
+  const bool has_past = past != nullptr, has_own = own != nullptr;
+  const auto again = [this, &block, pass, has_own, has_past,
+                      layout = past ? *past : BlockState{}](const Tensors& in) -> Tensors {
+    BlockState memory = layout, added;
+    size_t at = 4;
+    for_each_tensor(memory, [&](Tensor& t) { t = in[at++]; });
+    Pass repeated = pass;
+    repeated.t0 = in[1];
+    Tensors out = {run_block(block, in[0], repeated, {in[2], in[3]}, has_past ? &memory : nullptr,
+                             has_own ? &added : nullptr)};
+    if (has_own) for_each_tensor(added, [&](const Tensor& t) { out.push_back(t); });
+    return out;
   };
-  return checkpoint(again, {h, pass.t0, keys.k, keys.v})[0];
+  const Tensors out = checkpoint(again, inputs);
+  if (!own) return out[0];
+  if (block.softmax)
+    own->window = {{pass.chunk, {out[1], out[2]}}};
+  else
+    own->gdn = {out[1], out[2]};
+  own->conv_tail = out[3];
+  return out[0];
+}
+
+// What the chunk after `chunk` may read: of the window of `past` and of `own` what it may still see.
+BlockState Dit::with_window(const BlockState* past, BlockState own, int64_t chunk) const {
+  BlockState next = own;
+  next.window.clear();
+  if (past)
+    for (const auto& kept : past->window)
+      if (in_window(config_, kept.first, chunk + 1)) next.window.push_back(kept);
+  for (const auto& kept : own.window)
+    if (in_window(config_, chunk, chunk + 1)) next.window.push_back(kept);
+  return next;
 }
 
 Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text, const StreamState* past,
@@ -184,14 +214,24 @@ Tensor Dit::operator()(const Tensor& x, const Tensor& t, const TextContext& text
     next->frames += T;
   }
   precision.check_fits(config_.depth, config_.softmax_blocks);
-  const Pass pass{
-      grid, {cos.to(x.device()), sin.to(x.device())},  t_block(silu(temb)).reshape({B, Tm, 6, C}), text, past,
-      next, precision.depends_on_t() ? one_time(t) : 0};
+  const Pass pass{grid,
+                  {cos.to(x.device()), sin.to(x.device())},
+                  t_block(silu(temb)).reshape({B, Tm, 6, C}),
+                  text.mask,
+                  past ? past->chunk : 0,
+                  precision.depends_on_t() ? one_time(t) : 0};
 
   const Tensor in = x.to(x_embedder.weight.dtype()).permute({0, 2, 3, 4, 1});
   Tensor h = x_embedder(in.reshape({B, T, grid.tokens_per_frame(), -1}));
   for (size_t i = 0; i < blocks.size(); ++i) {
-    h = recompute ? run_again_in_backward(blocks[i], h, pass, i) : run_block(blocks[i], h, pass, i);
+    const BlockState* before = past && past->chunk > 0 ? &past->blocks[i] : nullptr;
+    BlockState own;
+    h = recompute ? run_again_in_backward(blocks[i], h, pass, text.keys[i], before, next ? &own : nullptr)
+                  : run_block(blocks[i], h, pass, text.keys[i], before, next ? &own : nullptr);
+    if (next) {
+      if (!next->on_tape) for_each_tensor(own, [](Tensor& t) { t = t.detach(); });
+      next->blocks[i] = with_window(before, own, pass.chunk);
+    }
     if (hook) hook(int64_t(i), h.reshape({B, grid.tokens(), C}));
   }
   const Tensor mod = final_table + temb.unsqueeze(2);  // [B, Tm, 2, C]

@@ -17,11 +17,12 @@ struct BlockState {
 };
 
 // Memory of a stream: plain values, constant in size once the window is full. Copying shares the tensors,
-// which nobody writes in place, so a copy is a fork.
+// which nobody writes in place, so a copy is a fork, and a graph that read it may run again later.
 struct StreamState {
   int64_t chunk = 0;   // chunks absorbed
   int64_t frames = 0;  // latent frames absorbed
   std::vector<BlockState> blocks;
+  bool on_tape = false;  // what is written next stays differentiable; otherwise it is detached
 };
 
 // What the blocks need of a prompt; computed once per prompt.
@@ -63,7 +64,8 @@ class Dit {
   // Keeps the memory of the GDN blocks from growing: call it after each step of training. The delta rule
   // overshoots once an eigenvalue of K' B K passes 2; heads * max(k_norm)^2 bounds the largest, since RMSNorm
   // leaves a mean square of w^2 over all channels and the keys carry 1 / sqrt(D S).
-  void bound_memory();
+  // `trained` are the values to be bounded, by their names in this module with `prefix` in front.
+  void bound_memory(const NamedTensors& trained, const std::string& prefix = "") const;
 
   const DitConfig& config() const { return config_; }
   template <class F>
@@ -83,6 +85,8 @@ class Dit {
   // What the blocks and the output layer add to their tables at timestep t: temb [1, C] and t0 [6, C].
   std::pair<Tensor, Tensor> timestep(double t) const;
 
+  // The text as the blocks' cross-attention reads it, [B, L, C].
+  Tensor text_features(const Tensor& text) const;
   // text [B, L, caption channels], mask [B, L] u8 (1 = real token).
   TextContext text_context(const Tensor& text, const Tensor& mask) const;
 
@@ -93,7 +97,7 @@ class Dit {
   // in 0..1000. Returns the network's output [B, latent channels, T, H, W], in the dtype of the parameters
   // (all of one; see convert() in nn/module.h).
   //   past    memory of the chunks before (null: none; frames count from 0)
-  //   next    when given, receives past plus this chunk, detached: the cache pass
+  //   next    when given, receives past plus this chunk: the cache pass
   Tensor operator()(const Tensor& x, const Tensor& t, const TextContext& text,
                     const StreamState* past = nullptr, StreamState* next = nullptr,
                     const BlockHook& hook = {}) const;
@@ -103,7 +107,7 @@ class Dit {
   std::vector<Block> blocks;
   Tensor final_table;  // [2, C]
   // Keep only what goes into each block and run it again in the backward: a small part of the memory of a
-  // training step for a third more work. `past` must then live until the backward is done.
+  // training step for a third more work.
   bool recompute = false;
   // The number formats of the layers' products, rounded here and multiplied in the model's own type: how
   // a policy is searched for and trained with. Where it depends on t, all of a batch must have one t.
@@ -115,10 +119,13 @@ class Dit {
 
  private:
   struct Pass;
-  Tensor run_block(const Block& block, const Tensor& h, const Pass& pass, size_t index) const;
-  Tensor run_again_in_backward(const Block& block, const Tensor& h, const Pass& pass, size_t index) const;
-  Tensor self_attention(const Block& block, const Tensor& u, const Pass& pass, size_t index,
-                        const BlockPrecision* here) const;
+  Tensor run_block(const Block& block, const Tensor& h, const Pass& pass, const KeyValue& text,
+                   const BlockState* past, BlockState* own) const;
+  Tensor run_again_in_backward(const Block& block, const Tensor& h, const Pass& pass, const KeyValue& text,
+                               const BlockState* past, BlockState* own) const;
+  Tensor self_attention(const Block& block, const Tensor& u, const Pass& pass, const BlockState* past,
+                        BlockState* own, const BlockPrecision* here) const;
+  BlockState with_window(const BlockState* past, BlockState own, int64_t chunk) const;
   DitConfig config_;
 };
 

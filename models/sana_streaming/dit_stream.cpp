@@ -9,6 +9,7 @@
 #include "ops/glu.h"
 #include "ops/modulate.h"
 #include "ops/norm.h"
+#include "ops/norm_quantize.h"
 #include "ops/norm_rope.h"
 #include "ops/residual_norm.h"
 #include "ops/rope.h"
@@ -44,7 +45,10 @@ static int64_t scratch_for(const FusedDit& model, int64_t tokens, int64_t tokens
       model.device() == Device::cuda && model.dtype() == DType::bf16 && (D == 32 || D == 64 || D == 112);
   constexpr int64_t kSlack = 8 << 20;
   if (!fused) return 40 * tokens * row + kSlack;
-  return std::max(11 * tokens, 13 * tokens_at_once) * row + kSlack;
+  // Codes take half of the room; where a format is emulated, f32 sums and both operands in bf16 come on top.
+  const int64_t own = std::max(11 * tokens, 13 * tokens_at_once) * row + kSlack;
+  if (model.policy().plain()) return own;
+  return own + 24 * tokens_at_once * row + 6 * c.width * c.width * size_of(model.dtype());
 }
 
 DitStream::DitStream(const FusedDit& model, const Options& o)
@@ -112,9 +116,13 @@ void DitStream::set_text(const Tensor& text, const Tensor& mask) {
     if (real[size_t(i)] != 0) tokens.push_back(text.slice(1, i, i + 1));
   check(!tokens.empty(), "dit stream: the text has no token");
   const Tensor kept = (tokens.size() == size_t(text.dim(1)) ? text : cat(tokens, 1)).detach();
-  text_ = model_.dit.text_context(kept.to(model_.device()).to(model_.dtype()),
-                                  ones({1, kept.dim(1)}, DType::u8, model_.device()));
-  for (KeyValue& kv : text_.keys) kv = {kv.k.contiguous(), kv.v.contiguous()};
+  Operand y = model_.dit.text_features(kept.to(model_.device()).to(model_.dtype()));
+  text_ = {{}, ones({1, kept.dim(1)}, DType::u8, model_.device())};
+  for (size_t i = 0; i < model_.blocks.size(); ++i) {
+    const CrossAttention& c = model_.dit.blocks[i].cross_attn;
+    const KeyValue kv = c.split_keys(product(y, c.kv_linear, model_.blocks[i].at(Layer::ca_kv)));
+    text_.keys.push_back({kv.k.contiguous(), kv.v.contiguous()});
+  }
   graphs_.clear();  // they read the old keys
 }
 
@@ -138,6 +146,8 @@ void DitStream::begin_chunk(const Tensor& source) {
         "dit stream: the source has shape ", source.shape(), ", the next chunk [1, ",
         config().latent_channels, ", ", T, ", ", options_.height, ", ", options_.width, "]");
   check(!text_.keys.empty(), "dit stream: a chunk was begun without a text");
+  check(model_.ready(), "dit stream: static scales of policy \"", model_.policy().name,
+        "\" were not measured");
   const NoGrad off;
   const int64_t c = config().latent_channels;
   const Linear& embed = model_.dit.x_embedder;
@@ -203,7 +213,8 @@ void DitStream::run_pass(const Tensor& x, size_t step, bool remember) {
     pass(T, remember, slot);
   };
   const bool repeats = full && T == config().chunk_frames;
-  if (!options_.graphs || model_.device() != Device::cuda || hook_ || !repeats) return work();
+  if (!options_.graphs || model_.device() != Device::cuda || hook_ || !repeats || model_.measuring())
+    return work();
   CudaGraph& graph = graphs_[key];
   // The first pass of its kind runs eagerly: it may have to choose algorithms.
   if (!graph.captured() && seen_[key]++ == 0) return work();
@@ -225,50 +236,82 @@ void DitStream::pass(int64_t T, bool remember, int64_t slot) {
   Tensor h =
       linear_add(x_.slice(0, 0, N), model_.dit.x_embedder.matrix().slice(1, 0, c), {}, source_.slice(0, 0, N))
           .reshape(tokens);
-  Tensor u = layer_norm_modulate(h, row(0, 0), row(0, 1), kBlockNormEps);
+  const auto into_block = [&](size_t i, const Tensor& gate, const Tensor& branch) {
+    const bool head = i == blocks.size();
+    return norm(h, gate, branch, row(i, 0), row(i, 1), head ? nullptr : model_.blocks[i].codes_reader(),
+                !head && model_.blocks[i].reads_codes_alone());
+  };
+  Operand u = into_block(0, {}, {}).u;
   mark("patch embedding, first norm");
   for (size_t i = 0; i < blocks.size(); ++i) {
     const Block& block = blocks[i];
+    const FusedBlock& fused = model_.blocks[i];
     const bool last = i + 1 == blocks.size(), trim = last && remember;
     BlockMemory& memory = memory_[i];
-    Tensor mixed = block.softmax ? softmax(block, model_.blocks[i], memory, u, work, trim)
-                                 : delta_net(block, model_.blocks[i], memory, u, work);
+    Tensor mixed = block.softmax ? softmax(block, fused, memory, u, work, trim)
+                                 : delta_net(block, fused, memory, u, work);
     u = {};
     if (trim) {
       h = h.slice(1, T - 1, T);
       if (!block.softmax) mixed = mixed.slice(1, T - 1, T);
     }
-    const Linear& proj = block.softmax ? block.attn.proj : block.gdn.proj;
-    Tensor branch = proj(mixed);
+    Operand into_proj(mixed);
     mixed = {};
+    Tensor branch =
+        product(into_proj, block.softmax ? block.attn.proj : block.gdn.proj, fused.at(Layer::sa_o));
+    into_proj = {};
     mark("self proj");
-    h = gate_residual(h, row(i, 2), branch);
+    const auto reader = [&](Layer layer) {
+      return fused.at(layer).reads_codes() ? &fused.at(layer) : nullptr;
+    };
+    Normed sum = norm(h, row(i, 2), branch, {}, {}, reader(Layer::ca_q), false);
     branch = {};
     mark("gate, residual");
-    h = cross(block, i, h);
-    u = layer_norm_modulate(h, row(i, 3), row(i, 4), kBlockNormEps);
+    h = sum.h;
+    Operand into_cross = sum.u;
+    sum = {};
+    h = cross(i, h, into_cross);
+    u = norm(h, {}, {}, row(i, 3), row(i, 4), reader(Layer::ffn_in), true).u;
     mark("norm, modulate");
-    Tensor r = feed_forward(block, u);
+    Tensor r = feed_forward(i, u);
     u = {};
     if (trim) {
       memory.tail.copy_from(r.select(1, 0));
       return;
     }
-    branch = temporal_conv3(r, block.mlp.t_conv.weight, memory.tail, /*residual=*/true);
+    branch = temporal_product(r, memory.tail, block.mlp.t_conv, fused.at(Layer::ffn_t));
     mark("temporal conv");
     if (remember) memory.tail.copy_from(r.select(1, T - 1));
     r = {};
-    const ResidualNorm next =
-        gate_residual_norm(h, row(i, 5), branch, row(i + 1, 0), row(i + 1, 1), kBlockNormEps);
+    Normed next = into_block(i + 1, row(i, 5), branch);
     h = next.h;
     u = next.u;
     mark("gate, residual, norm, modulate");
   }
-  out_.slice(0, 0, N).copy_from(model_.dit.final_linear(u).reshape({N, c}));
+  out_.slice(0, 0, N).copy_from(model_.dit.final_linear(u.x()).reshape({N, c}));
   mark("output head");
 }
 
-Tensor DitStream::delta_net(const Block& block, const FusedBlock& fused, BlockMemory& memory, const Tensor& u,
+DitStream::Normed DitStream::norm(const Tensor& h, const Tensor& gate, const Tensor& branch,
+                                  const Tensor& shift, const Tensor& scale, const PackedLayer* reader,
+                                  bool alone) const {
+  if (reader) {
+    const NormQuantized n = norm_quantize(h, gate, branch, shift, scale, kBlockNormEps, !alone,
+                                          reader->choice.static_scale ? reader->input_scale : Tensor());
+    return {n.h, Operand(n.u, n.h.shape(), n.q)};
+  }
+  if (branch && shift) {
+    const ResidualNorm n = gate_residual_norm(h, gate, branch, shift, scale, kBlockNormEps);
+    return {n.h, Operand(n.u)};
+  }
+  if (branch) {
+    const Tensor sum = gate_residual(h, gate, branch);
+    return {sum, Operand(sum)};
+  }
+  return {h, Operand(layer_norm_modulate(h, shift, scale, kBlockNormEps))};
+}
+
+Tensor DitStream::delta_net(const Block& block, const FusedBlock& fused, BlockMemory& memory, Operand& u,
                             const Work& work) const {
   const GdnResult result = delta_net_layer(block.gdn, fused, u, work.cos, work.sin, memory.gdn,
                                            [this](const char* piece) { mark(piece); });
@@ -280,25 +323,23 @@ Tensor DitStream::delta_net(const Block& block, const FusedBlock& fused, BlockMe
   return result.out;
 }
 
-Tensor DitStream::softmax(const Block& block, const FusedBlock& fused, BlockMemory& memory, const Tensor& u,
+Tensor DitStream::softmax(const Block& block, const FusedBlock& fused, BlockMemory& memory, Operand& u,
                           const Work& work, bool last_only) const {
   const int64_t C = config().width, nH = block.attn.heads, D = C / nH, N = work.N;
   // Queries and their gates of the last frame alone, if nothing else is wanted of this block.
   const int64_t T = last_only ? 1 : work.T, first = N - T * S_;
-  Tensor p, q, k, v, gate;
+  const auto per_token = [&](const Tensor& x) { return x.reshape({1, x.dim(1) * x.dim(2), C}); };
+  std::array<Tensor, kParts> p;
   if (last_only) {
-    p = linear(u, fused.qkvg.slice(0, C, 3 * C)).reshape({1, N, 2 * C});
-    const Tensor own = u.slice(1, work.T - 1, work.T);
-    q = linear(own, fused.qkvg.slice(0, 0, C)).reshape({1, S_, C});
-    gate = linear(own, fused.qkvg.slice(0, 3 * C, 4 * C), fused.qkvg_bias.slice(0, 3 * C, 4 * C));
-    k = p.slice(2, 0, C);
-    v = p.slice(2, C, 2 * C);
+    p = fused.project(u, 1, 3);
+    Operand own = u.frames(work.T - 1, work.T);
+    p[0] = fused.project(own, 0, 1)[0];
+    p[3] = fused.project(own, 3, 4)[3];
   } else {
-    p = linear(u, fused.qkvg, fused.qkvg_bias).reshape({1, N, 4 * C});
-    const auto part = [&](int64_t i) { return p.slice(2, i * C, (i + 1) * C); };
-    q = part(0), k = part(1), v = part(2);
-    gate = part(3).reshape({1, T, S_, C});
+    p = fused.project(u);
   }
+  Tensor q = per_token(p[0]), k = per_token(p[1]), v = per_token(p[2]), gate = p[3];
+  p = {};
   mark("q|k|v|gate");
   const Shape heads{1, N, nH, D};
   q = rms_norm_rope(q, block.attn.q_norm.weight, work.cos.slice(0, first, N), work.sin.slice(0, first, N),
@@ -325,42 +366,49 @@ Tensor DitStream::softmax(const Block& block, const FusedBlock& fused, BlockMemo
   return gated;
 }
 
-Tensor DitStream::cross(const Block& block, size_t index, const Tensor& h) const {
-  const CrossAttention& c = block.cross_attn;
+Tensor DitStream::cross(size_t index, const Tensor& h, Operand& in) const {
+  const CrossAttention& c = model_.dit.blocks[index].cross_attn;
+  const FusedBlock& fused = model_.blocks[index];
   const int64_t C = config().width, D = C / c.heads, N = h.dim(1) * h.dim(2);
-  Tensor q = c.q_linear(h);
+  Tensor q = product(in, c.q_linear, fused.at(Layer::ca_q));
+  in = {};
   mark("cross q");
   q = rms_norm(q, c.q_norm.weight, kCrossNormEps).reshape({1, N, c.heads, D});
   mark("cross q norm");
-  const Tensor out = attention(q, text_.keys[index].k, text_.keys[index].v, 1 / std::sqrt(double(D)));
+  Operand out =
+      attention(q, text_.keys[index].k, text_.keys[index].v, 1 / std::sqrt(double(D))).reshape(h.shape());
   q = {};
   mark("cross attention");
-  const Tensor sum = linear_add(out.reshape(h.shape()), c.proj.matrix(), c.proj.bias, h);
+  const Tensor sum = product(out, c.proj, fused.at(Layer::ca_o), h);
   mark("cross proj, residual");
   return sum;
 }
 
-Tensor DitStream::feed_forward(const Block& block, const Tensor& u) const {
-  const GluMbConv& mlp = block.mlp;
-  const int64_t T = u.dim(1), C = config().width;
-  const auto some = [&](const Tensor& frames) {
-    const int64_t n = frames.dim(1);
-    Tensor wide = mlp.inverted_conv.conv(frames).reshape({n, options_.height, options_.width, -1});
+Tensor DitStream::feed_forward(size_t index, const Operand& u) const {
+  const GluMbConv& mlp = model_.dit.blocks[index].mlp;
+  const FusedBlock& fused = model_.blocks[index];
+  const int64_t T = u.shape()[1], C = config().width;
+  const auto some = [&](Operand frames) {
+    const int64_t n = frames.shape()[1];
+    Tensor wide = product(frames, mlp.inverted_conv.conv, fused.at(Layer::ffn_in))
+                      .reshape({n, options_.height, options_.width, -1});
+    frames = {};
     mark("inverted");
-    const Tensor gated = silu_depthwise_glu(wide, mlp.depth_conv.conv.weight, mlp.depth_conv.conv.bias);
+    Operand gated = silu_depthwise_glu(wide, mlp.depth_conv.conv.weight, mlp.depth_conv.conv.bias)
+                        .reshape({1, n, S_, -1});
     wide = {};
     mark("depthwise, gate");
-    const Tensor r = mlp.point_conv.conv(gated.reshape({1, n, S_, -1}));
+    const Tensor r = product(gated, mlp.point_conv.conv, fused.at(Layer::ffn_out));
     mark("point");
     return r;
   };
   // A frame needs no other one here, so a long first chunk needs no more room than a later one.
   const int64_t at_once = config().chunk_frames;
   if (T <= at_once) return some(u);
-  const Tensor r({1, T, S_, C}, u.dtype(), u.device());
+  const Tensor r({1, T, S_, C}, model_.dtype(), model_.device());
   for (int64_t t = 0; t < T; t += at_once) {
     const int64_t end = std::min(T, t + at_once);
-    r.slice(1, t, end).copy_from(some(u.slice(1, t, end)));
+    r.slice(1, t, end).copy_from(some(u.frames(t, end)));
   }
   return r;
 }

@@ -71,12 +71,21 @@ class DitStream {
   int64_t slot_for(int64_t chunk) const;  // -1: not kept
   void run_pass(const Tensor& x, size_t step, bool remember);
   void pass(int64_t T, bool remember, int64_t slot);
-  Tensor delta_net(const Block& block, const FusedBlock& fused, BlockMemory& memory, const Tensor& u,
+  Tensor delta_net(const Block& block, const FusedBlock& fused, BlockMemory& memory, Operand& u,
                    const Work& work) const;
-  Tensor softmax(const Block& block, const FusedBlock& fused, BlockMemory& memory, const Tensor& u,
+  Tensor softmax(const Block& block, const FusedBlock& fused, BlockMemory& memory, Operand& u,
                  const Work& work, bool last_only) const;
-  Tensor cross(const Block& block, size_t index, const Tensor& h) const;
-  Tensor feed_forward(const Block& block, const Tensor& u) const;
+  // `in` is h as the queries' product reads it; it is given up.
+  Tensor cross(size_t index, const Tensor& h, Operand& in) const;
+  Tensor feed_forward(size_t index, const Operand& u) const;
+  // h + gate * branch (h without a branch), normed and modulated (h without a shift), and rounded as
+  // `reader` reads it (null: nobody does); only that is kept when it reads alone.
+  struct Normed {
+    Tensor h;
+    Operand u;
+  };
+  Normed norm(const Tensor& h, const Tensor& gate, const Tensor& branch, const Tensor& shift,
+              const Tensor& scale, const PackedLayer* reader, bool alone) const;
   Tensor row(size_t block, int64_t i) const;  // of the current modulation, [1, 1, 1, C]
   void mark(const char* piece) const {
     if (hook_) hook_(piece);

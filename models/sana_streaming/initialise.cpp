@@ -68,14 +68,15 @@ void Dit::initialise(Rng& rng) {
   });
 }
 
-void Dit::bound_memory() {
+void Dit::bound_memory(const NamedTensors& trained, const std::string& prefix) const {
   const NoGrad off;
   const double largest = std::sqrt(1.9 / double(config_.heads));
-  for (Block& block : blocks)
-    if (!block.softmax) {
-      const Tensor weight = block.gdn.k_norm.weight.detach();
-      weight.copy_from(clamp(weight, -largest, largest));
-    }
+  for (const auto& [name, tensor] : trained)
+    for (size_t i = 0; i < blocks.size(); ++i)
+      if (!blocks[i].softmax && name == prefix + "blocks." + std::to_string(i) + ".attn.k_norm.weight") {
+        const Tensor weight = tensor.detach();
+        weight.copy_from(clamp(weight, -largest, largest));
+      }
 }
 
 }  // namespace rivulet

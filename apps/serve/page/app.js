@@ -30,13 +30,14 @@ makeDivider($("divider"), $("stage"));
 const regions = makeRegions($("regions"), (list) => {
   connection?.say({ type: "protect", regions: list });
   drawRegions(false);
-});
+}, () => drawRegions(false));
 
 // --- What is being done -----------------------------------------------------------------------------------
 
 function setPhase(phase, text) {
   document.body.dataset.phase = phase;
   $("status-text").textContent = text;
+  $("status-figures").textContent = "";
   $("welcome").hidden = phase !== "idle";
   $("message").hidden = !["connecting", "lost", "refused"].includes(phase);
   $("spinner").hidden = !["connecting", "lost"].includes(phase);
@@ -116,13 +117,14 @@ const takers = {
     $("steps").max = m.max_steps;
     $("strength").max = Math.round(100 * m.max_strength);
     player.clear();
+    banner("");
     if (role === "watch") return setPhase("watching", "Watching");
     setPhase("live", "Live");
     sequence = 0;
     sendSettings();
     if (regions.list.length > 0) connection.say({ type: "protect", regions: regions.list });
     // After a lost line: what was in force, whatever is being typed.
-    if (accepted) connection.say({ type: "instruct", text: accepted, keep_memory: true });
+    if (accepted) connection.say({ type: "instruct", text: (pending = accepted), keep_memory: true });
     else instruct();
     capture ??= new Capture(video, m.size, {
       send(jpeg, captured) {
@@ -141,6 +143,7 @@ const takers = {
       if (!m.editing) player.clear();
     } else if (m.instruction) {
       accepted = m.instruction;
+      markChip();
       if (m.instruction !== pending) return showRegions(m.regions);
       pending = null;
       answer(`Now: ${m.instruction}`);
@@ -153,15 +156,13 @@ const takers = {
     answer(sentence(m.text), true);
   },
   notice(m) {
-    if (m.code === "recovered") return banner("");
-    if (m.code === "fallback") return banner(`Showing the source. ${sentence(m.text)}`);
-    banner(sentence(m.text));
+    banner(m.code === "recovered" ? "" : sentence(m.text));
   },
   ledger(m) {
     if (capture) capture.pace = m.pace_fps;
     showLedger({ figures: $("figures"), bars: $("bars"), list: $("ledger") }, m);
     const phase = document.body.dataset.phase;
-    if (phase === "live" && m.chunks > 0) $("status-text").textContent = `Live · ${summaryOf(m)}`;
+    if (["live", "watching"].includes(phase) && m.chunks > 0) $("status-figures").textContent = summaryOf(m);
   },
 };
 
@@ -208,16 +209,33 @@ function showExamples(examples) {
   }));
 }
 
+function setView(view) {
+  document.body.dataset.view = view;
+  document.querySelector(`#views [value=${view}]`).checked = true;
+}
+
+// The example that is in force.
+function markChip() {
+  for (const chip of $("chips").children) chip.ariaCurrent = String(chip.textContent === accepted);
+}
+
 function showRegions(list) {
   regions.set(list);
   $("unprotect").hidden = list.length === 0;
 }
 
-function drawRegions(on) {
+function drawRegions(on, byKey = false) {
+  const before = $("protect").getAttribute("aria-pressed") === "true";
+  if (on && document.body.dataset.view === "side") setView("split");
   $("protect").setAttribute("aria-pressed", String(on));
-  regions.draw(on);
-  if (!on) return;
-  answer("Draw over the part of the picture that is to stay as it is.");
+  regions.draw(on, byKey);
+  if (!on) {
+    if (before) answer(accepted ? `Now: ${accepted}` : "");
+    if (document.activeElement === $("regions")) $("protect").focus();
+    return;
+  }
+  answer(byKey ? "Arrow keys move the part, with Shift they size it. Enter keeps it, Escape gives up."
+    : "Draw over the part of the picture that is to stay as it is.");
   $("stage").scrollIntoView({ block: "center" });
 }
 
@@ -250,12 +268,13 @@ $("watch").addEventListener("click", watch);
 $("stop").addEventListener("click", goIdle);
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); instruct(); });
 $("token-form").addEventListener("submit", (event) => { event.preventDefault(); token = $("token").value.trim(); connect(); });
-$("views").addEventListener("change", ({ target }) => { document.body.dataset.view = target.value; });
+$("views").addEventListener("change", ({ target }) => setView(target.value));
 const settle = later(sendSettings, 120);
 for (const id of ["strength", "seed", "steps"]) $(id).addEventListener("input", settle);
 $("strength").addEventListener("input", () => { $("strength-out").value = `${$("strength").value} %`; });
 $("reset").addEventListener("click", () => { connection?.say({ type: "reset" }); answer("The memory is reset."); });
-$("protect").addEventListener("click", () => drawRegions($("protect").getAttribute("aria-pressed") !== "true"));
+// A click that no pointer made (detail 0) came from the keyboard.
+$("protect").addEventListener("click", ({ detail }) => drawRegions($("protect").getAttribute("aria-pressed") !== "true", detail === 0));
 $("unprotect").addEventListener("click", () => connection?.say({ type: "protect", regions: [] }));
 $("record").hidden = !canRecord();
 $("record").addEventListener("click", () => {
@@ -268,6 +287,7 @@ $("recording").addEventListener("close", () => { URL.revokeObjectURL($("playback
 // Twice a second: how late the frames were seen, for the ledger.
 setInterval(() => {
   if (recorder) $("record-text").textContent = `Stop · ${Math.floor(recorder.seconds)} s`;
+  $("edit-caption").textContent = player.showsSource ? "Edit withheld" : "Edit";
   if (role !== "edit" || document.body.dataset.phase !== "live") return;
   const report = player.report();
   if (report.latency_ms.length > 0 || report.skipped > 0) connection.say({ type: "shown", ...report });

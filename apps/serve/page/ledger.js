@@ -20,7 +20,8 @@ function row(name, value, colour) {
 
 export function summaryOf(m) {
   const late = m.glass_p50_ms > 0 ? m.glass_p50_ms : m.server_p50_ms;
-  return m.chunks > 0 ? `${m.fps.toFixed(1)} fps · ${ms(late)}` : "";
+  if (m.chunks === 0) return "";
+  return m.fps > 0 ? `${m.fps.toFixed(1)} fps · ${ms(late)}` : ms(late);
 }
 
 export function showLedger({ figures, bars, list }, m) {
@@ -37,7 +38,7 @@ export function showLedger({ figures, bars, list }, m) {
   list.replaceChildren(
     row("Glass to glass, p50", ms(m.glass_p50_ms)), row("Glass to glass, p99", ms(m.glass_p99_ms)),
     row("Edited", `${m.fps.toFixed(1)} fps`), row("Frames edited", m.edited.toLocaleString()),
-    row("Dropped, for newer ones", m.dropped.toLocaleString()), row("Memory", `${Math.round(m.memory_mb)} MB`),
+    row("Dropped, for newer ones", (m.dropped + m.unsent).toLocaleString()), row("Memory", `${Math.round(m.memory_mb)} MB`),
     row("Viewers", String(m.viewers)), row("Fallbacks", String(m.fell_back)),
     ...kStages.map(([key, name, colour]) => row(key === "pass_ms" ? `Network (${passes})` : name, ms(sum(last[key])), colour)),
   );
