@@ -86,6 +86,31 @@ struct EvalOptions {
 };
 int run_eval(const EvalOptions& options);
 
+struct SearchCommandOptions {
+  std::vector<std::string> calibrate,
+      held_out;  // videos: errors are measured on the first, checked on the second
+  std::vector<std::string> prompts = {"make it look like sunset", "turn it into a pencil sketch",
+                                      "make the red things blue"};  // clips take them in turn
+  std::string out;                                                  // folder of the journal and the results
+  std::string model;          // a model folder; empty means the bundled one
+  std::string cost = "bits";  // a cost file, or the name of a bundled one
+  std::vector<std::string> choices = {"fp8", "mxfp8", "nvfp4", "nvfp4_46", "nvfp4_46+lr32"};
+  std::vector<std::string> layers = {"sa_q", "sa_k",  "sa_v", "sa_gate", "sa_o",    "scores",
+                                     "ca_q", "ca_kv", "ca_o", "ffn_in",  "ffn_out", "ffn_t"};
+  std::string size = "256x144";
+  int64_t chunks = 2;    // of a clip
+  int64_t excerpts = 2;  // clips cut from each video
+  int64_t every = 48;    // frames from the start of one to the next
+  int64_t steps = 0;     // network calls per chunk; 0 for the sampler's default
+  bool per_step = false, forced = false;
+  double budget = 0;  // of the chosen policy, a share of the cost of all bf16; 0: the paper policy's cost
+  int64_t random = 64, equal = 8, front = 41, verified = 8, nodes = 1000;
+  uint64_t seed = 1;
+  std::string device = "cpu";
+  int threads = 0;  // 0 for all cores
+};
+int run_search(const SearchCommandOptions& options);
+
 struct InspectOptions {
   std::string what;
   bool tensors = false;

@@ -135,6 +135,58 @@ Run add_vae(CLI::App& app) {
   return [o] { return run_vae(*o); };
 }
 
+Run add_search(CLI::App& app) {
+  auto o = std::make_shared<SearchCommandOptions>();
+  app.add_option("clips", o->calibrate, "Videos on which errors are measured")->required();
+  app.add_option("--held-out", o->held_out, "Videos on which the result is checked")->required();
+  app.add_option("-o,--out", o->out, "Folder of the results; a search that was stopped there goes on")
+      ->required();
+  app.add_option("-p,--prompt", o->prompts, "Instructions, taken in turn by the clips")
+      ->expected(1)
+      ->take_all();
+  app.add_option("--model", o->model, "A model folder (default: the bundled brook)");
+  app.add_option("--cost", o->cost,
+                 "A cost file, bits, rtx5090 (a model, not measured), or measured: on --device, now")
+      ->capture_default_str();
+  app.add_option("--choices", o->choices, "Formats beside bf16")->capture_default_str();
+  app.add_option("--layers", o->layers, "Layers that may be given one")->capture_default_str();
+  app.add_option("--budget", o->budget,
+                 "Cost of the policy as a share of all bf16 (default: the paper's policy)")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_flag("--per-step", o->per_step, "Decide for every denoising step by itself");
+  app.add_flag("--forced", o->forced, "Solve for teacher-forced errors instead of free-running ones");
+  app.add_option("--size", o->size, "WxH to edit at")->capture_default_str();
+  app.add_option("--chunks", o->chunks, "Chunks of a clip")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--excerpts", o->excerpts, "Clips cut from each video")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--every", o->every, "Frames from the start of one clip to the next")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--steps", o->steps, "Network calls per chunk")->check(CLI::Range(1, 1000));
+  app.add_option("--random", o->random, "Random policies that test the prediction")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 100000));
+  app.add_option("--equal", o->equal, "Random policies of the chosen one's cost")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 100000));
+  app.add_option("--front", o->front, "Budgets of the front")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 10000));
+  app.add_option("--verified", o->verified, "Policies of the front measured on the held-out clips")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 10000));
+  app.add_option("--nodes", o->nodes, "Nodes of the solver's tree for each budget")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100000000));
+  app.add_option("--seed", o->seed, "Seed of the noise and of random policies")->capture_default_str();
+  app.add_option("--device", o->device, "cpu or cuda");
+  app.add_option("--threads", o->threads, "CPU threads (default: all)")->check(CLI::Range(1, 1024));
+  return [o] { return run_search(*o); };
+}
+
 Run add_inspect(CLI::App& app) {
   auto o = std::make_shared<InspectOptions>();
   app.add_option("what", o->what,
@@ -320,6 +372,7 @@ constexpr Command kCommands[] = {
     {"serve", "Edit what a camera sees, live on a page in the browser", add_serve},
     {"train", "Train an editor or an autoencoder from one JSON file, or go on with a run", add_train},
     {"eval", "Measure an editor on real clips against the exact edits", add_eval},
+    {"search", "Find which number format each layer should multiply in, and check it", add_search},
     {"data", "Gather footage for training, and look at the samples made of it", add_data},
     {"vae", "Put a clip through a video autoencoder and measure what comes back", add_vae},
     {"inspect", "Show what is in a model, a file of weights or a config", add_inspect},

@@ -21,7 +21,7 @@ Tensor GluMbConv::operator()(const Tensor& u, const Grid& grid, const Tensor& le
   SharedInput in(precision, u);
   // The GPU activates what it loads, the CPU what a product leaves in its cache.
   const bool activate_late =
-      u.device() == Device::cuda || (precision && !precision->at(Layer::ffn_in).plain());
+      u.device() == Device::cuda || (precision && (!precision->at(Layer::ffn_in).plain() || precision->hook));
   const Tensor gated =
       activate_late
           ? silu_depthwise_glu(linear_as(in, Layer::ffn_in, up).reshape(image), filters, filter_bias)
@@ -29,7 +29,7 @@ Tensor GluMbConv::operator()(const Tensor& u, const Grid& grid, const Tensor& le
   SharedInput narrow(precision, gated);
   const Tensor r = linear_as(narrow, Layer::ffn_out, point_conv.conv).reshape({B, T, S, -1});
   if (tail) *tail = r.select(1, T - 1).clone();
-  return across_time(r, left, precision);
+  return hooked(precision, Layer::ffn_t, [&](const BlockPrecision* p) { return across_time(r, left, p); });
 }
 
 // r + conv(r): what is added is not rounded.

@@ -256,7 +256,24 @@ const Tensor& SharedInput::as(Layer layer) {
   return kept;
 }
 
+Tensor hooked(const BlockPrecision* p, Layer layer,
+              const std::function<Tensor(const BlockPrecision*)>& product) {
+  if (!p || !p->hook) return product(p);
+  const auto as = [&](const Choice& choice) {
+    BlockPrecision other = *p;
+    other.choices[size_t(layer)] = choice;
+    other.hook = nullptr;
+    return product(&other);
+  };
+  return (*p->hook)(p->block, layer, as(p->at(layer)), as);
+}
+
 Tensor linear_as(SharedInput& in, Layer layer, const Linear& l) {
+  if (in.precision && in.precision->hook)
+    return hooked(in.precision, layer, [&](const BlockPrecision* p) {
+      SharedInput again(p, in.x);
+      return linear_as(again, layer, l);
+    });
   if (!in.precision || in.precision->at(layer).plain()) return l(in.x);
   const RoundedWeight w = weight_as(in.precision, layer, l.matrix());
   const Tensor y = linear(in.as(layer), w.matrix, l.bias);

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -128,16 +129,25 @@ class RoundedWeights {
   std::map<Key, RoundedWeight> kept_;
 };
 
+// Looks at every product that has a choice, for measurements: its result y, and as(choice), the result in
+// another choice. What it returns takes the place of y.
+using ProductHook = std::function<Tensor(int64_t block, Layer layer, const Tensor& y,
+                                         const std::function<Tensor(const Choice&)>& as)>;
+
 // What a block's layers are told: the choices of this pass, which block it is, and where rounded weights are
 // kept (null: they are made anew in each call, on the tape). A null pointer to one means "as the model is".
 struct BlockPrecision {
   int64_t block = 0;
   BlockChoices choices{};
   RoundedWeights* weights = nullptr;
+  const ProductHook* hook = nullptr;
 
   const Choice& at(Layer layer) const { return of(choices, layer); }
 };
 
+// product(p) is the result of `layer` under p; the hook is asked about it where there is one.
+Tensor hooked(const BlockPrecision* precision, Layer layer,
+              const std::function<Tensor(const BlockPrecision*)>& product);
 // Weights and activations of products that are not a Linear.
 RoundedWeight weight_as(const BlockPrecision* precision, Layer layer, const Tensor& w);
 Tensor activation_as(const BlockPrecision* precision, Layer layer, const Tensor& x);

@@ -64,9 +64,10 @@ Tensor SoftmaxAttention::operator()(const Tensor& u, const Rope& rope_table,
   keys.push_back(own.k);
   values.push_back(own.v);
   const double scale = 1 / std::sqrt(double(D));
-  const Tensor out = precision && !precision->at(Layer::scores).plain()
-                         ? attention_in_fp8(queries, keys, values, scale)
-                         : attention(queries, keys, values, scale);
+  const Tensor out = hooked(precision, Layer::scores, [&](const BlockPrecision* p) {
+    return p && !p->at(Layer::scores).plain() ? attention_in_fp8(queries, keys, values, scale)
+                                              : attention(queries, keys, values, scale);
+  });
   if (current) *current = own;
   SharedInput gated(precision, mul_silu(out.reshape(u.shape()), linear_as(in, Layer::sa_gate, output_gate)));
   return linear_as(gated, Layer::sa_o, proj);

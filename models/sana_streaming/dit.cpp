@@ -102,7 +102,8 @@ TextContext Dit::text_context(const Tensor& text, const Tensor& mask) const {
   TextContext context{{}, mask};
   precision.check_fits(config_.depth, config_.softmax_blocks);
   for (size_t i = 0; i < blocks.size(); ++i) {
-    const BlockPrecision here{int64_t(i), precision.at(int64_t(i), 0), rounded.get()};
+    const BlockPrecision here{int64_t(i), precision.at(int64_t(i), 0), rounded.get(),
+                              product_hook ? &product_hook : nullptr};
     context.keys.push_back(blocks[i].cross_attn.text_keys(y, &here));
   }
   return context;
@@ -140,8 +141,9 @@ Tensor Dit::self_attention(const Block& block, const Tensor& u, const Pass& pass
 Tensor Dit::run_block(const Block& block, const Tensor& h_in, const Pass& pass, const KeyValue& text,
                       const BlockState* past, BlockState* own) const {
   const int64_t index = &block - blocks.data();
-  const BlockPrecision chosen{index, precision.at(index, pass.time), rounded.get()};
-  const BlockPrecision* here = precision.rules.empty() ? nullptr : &chosen;
+  const BlockPrecision chosen{index, precision.at(index, pass.time), rounded.get(),
+                              product_hook ? &product_hook : nullptr};
+  const BlockPrecision* here = precision.rules.empty() && !product_hook ? nullptr : &chosen;
   const Tensor mod = block.scale_shift_table + pass.t0;
   const Tensor modulated = layer_norm_modulate(h_in, row(mod, 0), row(mod, 1), kBlockNormEps);
   const Tensor h = gate_residual(h_in, row(mod, 2), self_attention(block, modulated, pass, past, own, here));

@@ -114,6 +114,8 @@ class Dit {
   Policy precision;
   // Keeps rounded weights between passes that record no gradient; whoever changes a weight clears it.
   std::shared_ptr<RoundedWeights> rounded;
+  // Sees the products of all blocks, and of text_context; for measurements.
+  ProductHook product_hook;
 
  private:
   struct Pass;
