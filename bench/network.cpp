@@ -161,7 +161,7 @@ Chunk::Chunk()
     : editor_(brook()),
       frames_(picture(editor_.chunk_frames(), kHeight, kWidth, 5)),
       prompt_(editor_.encode(kInstruction)),
-      state_{full_window(editor_.model(), prompt_.context), Rng{7}} {}
+      state_{full_window(editor_.model(), prompt_.context), Rng{7}, {}, {}} {}
 
 Tensor Chunk::run() const {
   EditState state = state_;  // the same chunk every time
