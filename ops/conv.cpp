@@ -298,6 +298,13 @@ double conv_flops(const Shapes& s, int64_t positions) {
   return 2.0 * double(positions) * double(s[1].numel());
 }
 
+// Of a 3-D convolution whose result is as large as its input.
+double same_size_bytes(const Shapes& s) {
+  return bytes_of(s) + bytes_of({{s[0][0], s[0][1], s[0][2], s[0][3], s[1][0]}});
+}
+
+double same_size_flops(const Shapes& s) { return conv_flops(s, s[0][0] * s[0][1] * s[0][2] * s[0][3]); }
+
 }  // namespace
 
 const OpCase& conv2d_case() {
@@ -342,11 +349,8 @@ const OpCase& conv3d_case() {
                 {{2, 2, 3, 4, 2}, {2, 2, 2, 3, 3}, {2}}},
       .bench = {{{1, 4, 18, 32, 128}, {128, 128, 3, 3, 3}, {128}},
                 {{1, 8, 72, 128, 32}, {32, 32, 3, 3, 3}, {32}}},
-      .bytes =
-          [](const Shapes& s) {
-            return bytes_of(s) + bytes_of({{s[0][0], s[0][1], s[0][2], s[0][3], s[1][0]}});
-          },
-      .flops = [](const Shapes& s) { return conv_flops(s, s[0][0] * s[0][1] * s[0][2] * s[0][3]); },
+      .bytes = same_size_bytes,
+      .flops = same_size_flops,
       .fill = fill_conv,
   };
   return kCase;
@@ -375,11 +379,8 @@ const OpCase& conv3d_border_case() {
                 {{1, 3, 3, 2, 2}, {2, 2, 2, 3, 3}, {2}},
                 {{2, 2, 3, 3, 1}, {2, 1, 2, 3, 3}, {2}, {2, 3, 3, 1}}},
       .bench = {{{1, 4, 18, 32, 128}, {128, 128, 3, 3, 3}, {128}, {1, 18, 32, 128}, {1, 18, 32, 128}}},
-      .bytes =
-          [](const Shapes& s) {
-            return bytes_of(s) + bytes_of({{s[0][0], s[0][1], s[0][2], s[0][3], s[1][0]}});
-          },
-      .flops = [](const Shapes& s) { return conv_flops(s, s[0][0] * s[0][1] * s[0][2] * s[0][3]); },
+      .bytes = same_size_bytes,
+      .flops = same_size_flops,
       .fill = fill_conv,
   };
   return kCase;
@@ -409,11 +410,8 @@ const OpCase& conv3d_channels_case() {
       .bench = {{{1, 8, 44, 80, 128}, {128, 128, 3, 3, 3}, {128}, {1, 44, 80, 128}, {1, 44, 80, 128}},
                 {{8, 9, 24, 32, 64}, {128, 64, 3, 3, 3}, {128}},
                 {{1, 6, 22, 40, 256}, {256, 256, 3, 3, 3}, {256}}},
-      .bytes =
-          [](const Shapes& s) {
-            return bytes_of(s) + bytes_of({{s[0][0], s[0][1], s[0][2], s[0][3], s[1][0]}});
-          },
-      .flops = [](const Shapes& s) { return conv_flops(s, s[0][0] * s[0][1] * s[0][2] * s[0][3]); },
+      .bytes = same_size_bytes,
+      .flops = same_size_flops,
       .fill = fill_conv,
   };
   return kCase;
